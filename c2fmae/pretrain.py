@@ -74,6 +74,11 @@ class Pretraining(Experiment):
         """The autoencoder."""
         return self.method.model
 
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The teacher of the method, if it has one."""
+        return self.method.teacher
+
     @cached_property
     def task(self) -> MethodTask[Any]:
         """The training task of the method."""
@@ -257,9 +262,13 @@ def build_pretraining(
     if config.init and is_new:
         log.log(logging.INFO if world.is_main else logging.DEBUG, "%s", load_initial_weights(method, config.init))
     if config.training.precision == "bf16-stream":
-        narrow_streams(method.model)
+        for module in (method.model, method.teacher):
+            if module is not None:
+                narrow_streams(module)
     num_sizes = len({size for _, size in config.method.image_size_schedule})
     prepare_model(method.model, config.training, world, num_shapes=num_sizes)
+    if method.teacher is not None:
+        method.teacher.to(world.device)
     evaluator = None
     if held_out is not None:
         fill_from_dataset(config.method, held_out.info)

@@ -24,14 +24,21 @@ _RECONSTRUCTIONS_TEXT = """\
 Held-out scenes, or training scenes if the run has no held-out data: the true maps, the visible patches, and the
 prediction of the hidden patches."""
 _LOSSES_TEXT = """\
-Losses are averaged over hidden patches only. Held out: the same losses on scenes that are never trained on, with as
-many patches hidden as at the end of training."""
+Losses of patches are averaged over hidden ones only. Held out: the same losses on scenes that are never trained on,
+with as many patches hidden as at the end of training."""
+_COLLAPSE_TEXT = """\
+Whether the features of different images still differ. `feature_spread`: 1 if they are spread out, 0 if they are equal.
+`teacher_entropy`: 1 if all prototypes are as likely, 0 if one has all. `contrast_accuracy`: how often an image finds
+its own among all others."""
+_COLLAPSE_KEYS = ("feature_spread", "teacher_entropy", "contrast_accuracy")
 _PROBES_TEXT = """\
 Accuracy on labelled images at several steps, from the encoder's frozen features of images alone: k-NN (20 neighbours)
 and a linear classifier. Step 0 is the encoder before training. `c2fmae eval` evaluates it on complete sets."""
 _NEXT_STEPS = """\
-`RUN` is the directory of this page. Reconstruct the maps from the image alone:
+`RUN` is the directory of this page. Classify images with the encoder's features, or if the method is a masked
+autoencoder, reconstruct the maps from the image alone:
 
+    c2fmae eval knn RUN
     c2fmae view reconstruct RUN --visible rgb:all
 
 Repeat this run from its config:
@@ -79,7 +86,7 @@ def build_pretrain_page(
         sections.append(Text(_RECONSTRUCTIONS_TEXT, title="Reconstruction of hidden patches"))
         sections += [Figure(path, _figure_caption(path)) for path in dict.fromkeys([figures[0], figures[-1]])]
     sections += [Text(_LOSSES_TEXT + _describe_skipped_steps(metrics), title="Losses"), *_loss_charts(metrics)]
-    sections += [*_probe_sections(metrics, config), *evaluation_sections]
+    sections += [*_collapse_sections(metrics), *_probe_sections(metrics, config), *evaluation_sections]
     if schedule := _schedule_charts(metrics):
         sections += [Text("", title="Schedule"), *schedule]
     sections += make_speed_sections(timing_rows, world_size=environment.get("world_size", 1))
@@ -121,6 +128,13 @@ def _loss_charts(metrics: MetricColumns) -> list[LineChart]:
         chart_metrics(metrics, head, {"training": f"loss/{head}", "held out": f"held_out/{head}"}) for head in heads
     ]
     return charts if len(heads) > 1 else charts[:1]
+
+
+def _collapse_sections(metrics: MetricColumns) -> list[Section]:
+    """Return a chart of the measures of collapse that a two-branch method logs."""
+    keys = {key: key for key in _COLLAPSE_KEYS if metrics.finite_points(key)}
+    chart = [chart_metrics(metrics, "Measures of collapse", keys)] if keys else []
+    return [Text(_COLLAPSE_TEXT, title="Collapse"), *chart] if keys else []
 
 
 def _probe_sections(metrics: MetricColumns, config: Mapping[str, Any]) -> list[Section]:

@@ -118,7 +118,7 @@ class ViewConfig(Config):
     overflow: InstanceOverflow = "ignore"
     """Replacement of objects whose id exceeds the model's largest: unlabelled pixels or background."""
 
-    def build_training_view(self, **view_options: Any) -> "c2fmae.data.transforms.Transform":
+    def build_training_view(self, **view_options: Any) -> "c2fmae.data.transforms.RandomView":
         """Return the transform that crops random views. `view_options` are its other arguments, such as the size."""
         from c2fmae.data.transforms import RandomView
 

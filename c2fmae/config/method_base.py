@@ -1,7 +1,7 @@
 """What the configs of all methods have: images, an encoder, and the kind that names the class of the other settings."""
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,9 @@ from c2fmae.core.specs import IMAGENET_MEAN, IMAGENET_STD, BackboneSpec, Encoder
 ImageSide = Annotated[int, Field(ge=1, le=4096)]
 ImageSize = tuple[ImageSide, ImageSide]
 """Height and width."""
+
+METHODS: "Registry[Callable[[], Any]]" = Registry("method")
+"""Functions that return the config of a method, by name; of the house's, `c2fmae.config.presets` has all."""
 
 METHOD_KINDS: "Registry[type[MethodConfig]]" = Registry("kind of method")
 """Config classes of methods, by the `kind` in configs."""

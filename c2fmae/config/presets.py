@@ -1,17 +1,13 @@
 """Methods by name: the published ones as configs."""
 
-from collections.abc import Callable
-
+from c2fmae.config import branch_presets as branch_presets  # registers them
 from c2fmae.config.decoder import DecoderConfig
 from c2fmae.config.masking import MaskingConfig
 from c2fmae.config.method import MaskedConfig
+from c2fmae.config.method_base import METHODS as METHODS
 from c2fmae.config.target import TargetConfig
 from c2fmae.core.decoder_options import JointOptions, ParallelOptions
-from c2fmae.core.registry import Registry
 from c2fmae.core.specs import EncoderConfig
-
-METHODS: Registry[Callable[[], MaskedConfig]] = Registry("method")
-
 
 MAE_DECODER = JointOptions(dim=512, num_heads=16, depth=8, has_norm=True)
 MULTIMAE_DECODER = ParallelOptions(context="visible", query_residual=False, entry="own", stage_per="target")

@@ -270,9 +270,10 @@ class TrainingLoop(Generic[B, P]):
         step, plan, task = training.step, self.plan, self.task
         progress = plan.progress(step)
         torch.manual_seed(derive_seed(self.config.seed, "step", step, self.world.rank))  # for drop path
-        micro_batches = task.split(
-            batch, num_micro_batches=plan.num_micro_batches, step=step, progress=progress, world=self.world
-        )
+        with autocast(self.config, self.world.device):  # a teacher may run here
+            micro_batches = task.split(
+                batch, num_micro_batches=plan.num_micro_batches, step=step, progress=progress, world=self.world
+            )
         counts = ReducedCounts([task.compute_counts(part) for part in micro_batches], flags, self.world)
 
         # The forward pass changes running statistics, also in a step that is skipped.

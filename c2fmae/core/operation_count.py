@@ -41,11 +41,18 @@ class ForwardCost:
     """Cost of embeddings, encoder and, in pre-training, decoder and heads; together the whole model."""
     stage_costs: Mapping[str, PartCost] = field(default_factory=dict)
     """Cost of each decoder stage; empty for a joint decoder."""
+    teacher_flops: int = 0
+    """Operations of a teacher's forward pass in a training step, which has no backward pass."""
 
     @property
     def flops(self) -> int:
         """Operations of all parts."""
         return sum(part.flops for part in self.part_costs.values())
+
+    @property
+    def step_flops(self) -> int:
+        """Operations of a training step: a backward pass has about twice as many as the forward pass."""
+        return 3 * self.flops + self.teacher_flops
 
     @property
     def parameters(self) -> int:

@@ -31,6 +31,12 @@ class RunInfo:
         """Return the description of a checkpoint that was loaded from `path`."""
         return cls(path, checkpoint.step, checkpoint.metadata)
 
+    @property
+    def predicts_patches(self) -> bool:
+        """Whether a pre-training run has a decoder whose predictions can be drawn: that of masked autoencoding."""
+        method = self.config.get("method")
+        return isinstance(method, Mapping) and method.get("kind", "masked") == "masked"
+
     @cached_property
     def kind(self) -> RunKind:
         """Whether the run pre-trains an autoencoder, fine-tunes a classifier, or trains a segmenter or detector."""

@@ -98,11 +98,14 @@ def next_command(
 
     `moved` lists the keys of data that is not at its path. If no checkpoint is intact, the command starts again.
     """
-    path, kind = quote(str(run_dir.path)), read_run_info(run_dir.path).kind
+    path, info = quote(str(run_dir.path)), read_run_info(run_dir.path)
+    kind = info.kind
     if is_finished and kind == "finetuning":
         return f"c2fmae eval robustness {path} --custom NAME=DIR"
     if is_finished and kind in ("segmentation", "detection"):
         return f"c2fmae predict {path} IMAGES --out DIR"
+    if is_finished and not info.predicts_patches:
+        return f"c2fmae eval knn {path}"
     if is_finished:
         return f"c2fmae view reconstruct {path}{' --data DATA' if moved else ''}"
     num_processes = run_dir.read_environment().get("world_size", 1)

@@ -1,6 +1,7 @@
 """Building of a method from its config."""
 
 from importlib import import_module
+from operator import attrgetter
 from typing import overload
 
 import torch
@@ -19,7 +20,7 @@ def build_method(config: MethodConfig, *, seed: int = 0) -> Method: ...
 def build_method(config: MethodConfig, *, seed: int = 0) -> Method:
     """Build a method. The same config and seed give the same weights; the global generator is not used."""
     module, _, name = config.implementation.partition(":")
-    build = getattr(import_module(module), name)
+    build = attrgetter(name)(import_module(module))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "parts"))  # for modules that initialise themselves, as those of plug-ins
         return build(config, seed=seed)  # type: ignore[no-any-return]

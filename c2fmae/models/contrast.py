@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from c2fmae.core.precision import without_autocast
+
 
 class ContrastiveLoss(NamedTuple):
     """The loss of each query, and whether its positive has the largest cosine; in a tie it has not."""
@@ -90,7 +92,7 @@ def compute_cosines(
 ) -> Float[Tensor, "*batch query key"]:
     """Return the cosines of all queries with all keys, at least in float32, also under autocast."""
     dtype = torch.promote_types(queries.dtype, torch.float32)
-    with torch.autocast(queries.device.type, enabled=False):
+    with without_autocast(queries.device):
         return F.normalize(queries.to(dtype), dim=-1) @ F.normalize(keys.to(dtype), dim=-1).mT
 
 

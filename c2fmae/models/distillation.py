@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from c2fmae.core.precision import without_autocast
+
 
 def sharpen(
     logits: Float[Tensor, "*batch prototype"], centre: Float[Tensor, " prototype"], temperature: float
@@ -29,7 +31,7 @@ def distil_views(
     The first views of the student are those of the teacher. A pair of a view and itself is left out.
     """
     log_probabilities = _log_probabilities(student, temperature)
-    with torch.autocast(student.device.type, enabled=False):
+    with without_autocast(student.device):
         pairs = -torch.einsum("tbk,vbk->btv", teacher, log_probabilities)
     num_teacher, num_student = len(teacher), len(student)
     is_same = torch.eye(num_teacher, num_student, dtype=torch.bool, device=student.device)

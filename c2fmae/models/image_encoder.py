@@ -38,7 +38,7 @@ class ImageEncoder(nn.Module):
         if freezes_patch_projection:
             embeddings.requires_grad_(False)
 
-    def forward(
+    def compute_latents(
         self,
         images: Float[Tensor, "batch channels height width"],
         *,
@@ -74,7 +74,7 @@ class ImageEncoder(nn.Module):
 
     def encode(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch latent dim"]:
         """Return the latents of images with all patches visible, as timm's `forward_features` does."""
-        return self.forward(images)
+        return self.compute_latents(images)
 
     def trunk_layers(self) -> list[list[nn.Parameter]]:
         """Return the parameters of the embeddings and tokens, then those of each block of the encoder."""

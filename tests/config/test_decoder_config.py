@@ -72,7 +72,7 @@ def test_settings_cannot_be_changed_in_place() -> None:
 
 def test_the_defaults_are_the_papers() -> None:
     assert DecoderConfig() == DecoderConfig(name="cascaded", options=CascadedOptions())
-    assert DecoderConfig().model_dump() == {"name": "cascaded", "options": {}}
+    assert DecoderConfig().model_dump() == {"name": "cascaded", "options": {}, "share": 1.0}
     assert DecoderConfig().model_dump(mode="json") == {
         "name": "cascaded",
         "options": {

@@ -19,7 +19,8 @@ VITS = {"test_vit": (64, 6, 192), "vit_base_patch16_224": (768, 12, 3072)}
 
 
 def make_config(method: str, *overrides: str) -> MaskedConfig:
-    return METHODS.get(method)().override(list(overrides))
+    config: MaskedConfig = METHODS.get(method)().override(list(overrides))
+    return config
 
 
 @cache

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import c2fmae
+from c2fmae.config.method import MaskedConfig
 from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
@@ -27,9 +28,8 @@ def batch() -> SceneBatch:
 
 def build_depth_method(name: str) -> MaskedAutoencoding:
     settings = ["granularities=[semantic, depth, rgb]", "encoder.name=test_vit", "masking.name=random"]
-    return build_method(
-        METHODS.get(name)().override([*settings, "decoder.options.dim=32", "decoder.options.num_heads=4"])
-    )
+    config: MaskedConfig = METHODS.get(name)()
+    return build_method(config.override([*settings, "decoder.options.dim=32", "decoder.options.num_heads=4"]))
 
 
 @pytest.mark.parametrize("name", ["c2fmae", "multimae"])

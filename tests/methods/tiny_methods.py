@@ -60,7 +60,8 @@ def make_tiny_config(
     settings = [*TINY_METHOD_OVERRIDES, f"image_size={list(size)}"]
     if granularities:
         settings.append(f"granularities=[{', '.join(granularities)}]")
-    return METHODS.get(name)().override([*settings, *overrides])
+    config: MaskedConfig = METHODS.get(name)().override([*settings, *overrides])
+    return config
 
 
 def build_tiny_method(

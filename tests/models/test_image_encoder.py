@@ -37,7 +37,7 @@ def test_latents_equal_forward_features_of_timm(name: str) -> None:
     with torch.no_grad():
         expected = vit.forward_features(IMAGES)
         assert_close(make_encoder(vit).encode(IMAGES), expected)
-        assert_close(vit.norm(make_encoder(vit)(IMAGES, normed=False)), expected)
+        assert_close(vit.norm(make_encoder(vit).compute_latents(IMAGES, normed=False)), expected)
 
 
 def test_latents_with_mask_tokens_equal_lightly() -> None:
@@ -50,7 +50,7 @@ def test_latents_with_mask_tokens_equal_lightly() -> None:
     theirs = modules.MaskedVisionTransformerTIMM(vit, mask_token=token, **options).eval()
     is_masked = draw_normal(3, 9, seed=1) > 0
     mask = torch.cat([torch.zeros(3, vit.num_prefix_tokens, dtype=torch.bool), is_masked], dim=1)
-    found, expected = ours(images, is_masked=is_masked), theirs.encode(images, mask=mask)
+    found, expected = ours.compute_latents(images, is_masked=is_masked), theirs.encode(images, mask=mask)
     assert_close(found, expected)
     weights = draw_normal(*found.shape, seed=2)
     (found * weights).sum().backward()
@@ -64,7 +64,7 @@ def test_latents_with_mask_tokens_equal_lightly() -> None:
     assert_close(gradient, vit.patch_embed.proj.weight.grad)
     visible = torch.tensor([[0, 5], [8, 1], [4, 3]])
     keep = torch.cat([torch.arange(3).expand(3, -1), visible + 3], dim=1)
-    assert_close(ours(images, visible_idx=visible), theirs.encode(images, idx_keep=keep))
+    assert_close(ours.compute_latents(images, visible_idx=visible), theirs.encode(images, idx_keep=keep))
 
 
 def test_nothing_of_a_hidden_patch_reaches_the_latents() -> None:
@@ -74,24 +74,30 @@ def test_nothing_of_a_hidden_patch_reaches_the_latents() -> None:
     hidden = torch.zeros(3, NUM_PATCHES, dtype=torch.bool)
     hidden[0, 0] = True
     with torch.no_grad():
-        assert torch.equal(encoder(changed, is_masked=hidden), encoder(IMAGES, is_masked=hidden))
+        assert torch.equal(
+            encoder.compute_latents(changed, is_masked=hidden), encoder.compute_latents(IMAGES, is_masked=hidden)
+        )
         visible = torch.tensor([[1, 5, 2]] * 3)
-        assert torch.equal(encoder(changed, visible_idx=visible), encoder(IMAGES, visible_idx=visible))
-        assert not torch.equal(encoder(changed), encoder(IMAGES))
-        assert torch.equal(encoder(IMAGES, is_masked=torch.zeros_like(hidden)), encoder(IMAGES))
+        assert torch.equal(
+            encoder.compute_latents(changed, visible_idx=visible), encoder.compute_latents(IMAGES, visible_idx=visible)
+        )
+        assert not torch.equal(encoder.compute_latents(changed), encoder.compute_latents(IMAGES))
+        assert torch.equal(
+            encoder.compute_latents(IMAGES, is_masked=torch.zeros_like(hidden)), encoder.compute_latents(IMAGES)
+        )
 
 
 @pytest.mark.parametrize("is_masked", [torch.zeros(3, 6, dtype=torch.bool), torch.ones(3, 6, dtype=torch.bool)])
 def test_all_parameters_get_a_gradient_whatever_is_hidden(is_masked: Tensor) -> None:
     encoder = make_encoder(has_mask_token=True)
-    encoder(IMAGES, is_masked=is_masked).sum().backward()
+    encoder.compute_latents(IMAGES, is_masked=is_masked).sum().backward()
     assert [name for name, parameter in encoder.named_parameters() if parameter.grad is None] == []
 
 
 def test_all_patches_visible_equal_the_whole_image_in_another_order() -> None:
     encoder, order = make_encoder(), torch.tensor([[3, 1, 0, 5, 4, 2], [5, 4, 3, 2, 1, 0], [0, 1, 2, 3, 4, 5]])
     with torch.no_grad():
-        whole, found = encoder(IMAGES), encoder(IMAGES, visible_idx=order)
+        whole, found = encoder.compute_latents(IMAGES), encoder.compute_latents(IMAGES, visible_idx=order)
     assert_close(found[:, 1:], whole[:, 1:].gather(1, order.unsqueeze(2).expand(-1, -1, 64)))
     assert_close(found[:, 0], whole[:, 0])
 
@@ -102,7 +108,7 @@ def test_images_of_other_sizes_have_resized_positions() -> None:
     ).eval()
     small = draw_normal(2, 3, 32, 48)
     with torch.no_grad():
-        assert_close(make_encoder(vit)(small), vit.forward_features(small))
+        assert_close(make_encoder(vit).compute_latents(small), vit.forward_features(small))
 
 
 @pytest.mark.parametrize("registers", [0, 2])
@@ -120,7 +126,7 @@ def test_the_attention_of_the_class_token_equals_that_of_a_hook(registers: int) 
     block.attn.register_forward_pre_hook(compute_attention)
     with torch.no_grad():
         latents, attention = encoder.forward_with_cls_attention(IMAGES)
-        assert torch.equal(latents, encoder(IMAGES))
+        assert torch.equal(latents, encoder.compute_latents(IMAGES))
     assert attention.shape == (3, block.attn.num_heads, NUM_PATCHES)
     assert_close(attention, seen[0][:, :, 1 + registers :])
 
@@ -137,7 +143,7 @@ def test_a_frozen_patch_projection_is_saved_and_not_trained() -> None:
         "embeddings.rgb.proj.bias",
     }
     assert "embeddings.rgb.proj.weight" in encoder.state_dict()
-    encoder(IMAGES).sum().backward()
+    encoder.compute_latents(IMAGES).sum().backward()
     assert dict(encoder.named_parameters())["embeddings.rgb.proj.weight"].grad is None
 
 
@@ -156,9 +162,9 @@ def test_invalid_arguments_are_refused() -> None:
     encoder = make_encoder(has_mask_token=True)
     visible = torch.zeros(3, 1, dtype=torch.long)
     with pytest.raises(ValueError, match=r"^is_masked, visible_idx: expected one of them at most, got both$"):
-        encoder(IMAGES, is_masked=IS_MASKED, visible_idx=visible)
+        encoder.compute_latents(IMAGES, is_masked=IS_MASKED, visible_idx=visible)
     with pytest.raises(ValueError, match=r"^is_masked: this encoder has no mask token"):
-        make_encoder()(IMAGES, is_masked=IS_MASKED)
+        make_encoder().compute_latents(IMAGES, is_masked=IS_MASKED)
     with pytest.raises(ValueError, match=r"^embeddings: expected rgb alone, got semantic$"):
         ImageEncoder(Embeddings({"semantic": nn.Identity()}), Encoder(make_tiny_vit()))
 
@@ -166,4 +172,4 @@ def test_invalid_arguments_are_refused() -> None:
 @pytest.mark.unchecked
 def test_masks_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^is_masked: expected 3×6 \(batch×patches\), got 1×6$"):
-        make_encoder(has_mask_token=True)(IMAGES, is_masked=IS_MASKED[:1])
+        make_encoder(has_mask_token=True).compute_latents(IMAGES, is_masked=IS_MASKED[:1])

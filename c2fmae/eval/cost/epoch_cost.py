@@ -75,7 +75,7 @@ def make_matching_mae_config(config: MaskedConfig) -> MaskedConfig:
 
     Decoder, masking and the encoder's final norm are MAE's own.
     """
-    mae = METHODS.get("mae")()
+    mae: MaskedConfig = METHODS.get("mae")()
     changes = {
         "image_size": config.image_size,
         "channels": {"rgb": config.num_channels("rgb")},

@@ -1,0 +1,60 @@
+"""Two-branch methods by name, with the views of their papers."""
+
+from c2fmae.config.contrastive import CMAEConfig, MoCoV1Config, MoCoV3Config, SimCLRConfig
+from c2fmae.config.distilling import DinoConfig, IBOTConfig
+from c2fmae.config.method_base import METHODS
+from c2fmae.core.view_options import ColourOptions, ViewOptions
+
+_JITTER = (0.4, 0.4, 0.2, 0.1)
+MOCO_COLOURS = (
+    ColourOptions(jitter=_JITTER, grey_chance=0.2, blur_chance=1.0),
+    ColourOptions(jitter=_JITTER, grey_chance=0.2, blur_chance=0.1, solarise_chance=0.2),
+)
+"""Those of BYOL, for the main and the second view; DINO and iBOT use them too."""
+LOCAL_COLOUR = ColourOptions(jitter=_JITTER, grey_chance=0.2, blur_chance=0.5)
+SIMCLR_COLOUR = ColourOptions(jitter=(0.8, 0.8, 0.8, 0.2), grey_chance=0.2, blur_chance=0.5)
+MOCO_V1_COLOUR = ColourOptions(jitter=(0.4, 0.4, 0.4, 0.4), jitter_chance=1.0, grey_chance=0.2)
+CMAE_COLOUR = ColourOptions(jitter=(0.4, 0.4, 0.4, 0.1), grey_chance=0.2, blur_chance=0.5)
+
+
+@METHODS.register("simclr")
+def simclr() -> SimCLRConfig:
+    """SimCLR: two views of an image find each other among all of the batch (Chen et al., 2020)."""
+    return SimCLRConfig(colour=SIMCLR_COLOUR, views={"second": ViewOptions(colour=SIMCLR_COLOUR)})
+
+
+@METHODS.register("moco-v1")
+def moco_v1() -> MoCoV1Config:
+    """MoCo: a view finds a slow teacher's output for another one among those of earlier batches (He et al., 2020)."""
+    return MoCoV1Config(colour=MOCO_V1_COLOUR, views={"second": ViewOptions(colour=MOCO_V1_COLOUR)})
+
+
+@METHODS.register("moco-v3")
+def moco_v3() -> MoCoV3Config:
+    """MoCo v3: each view finds a slow teacher's output for the other among those of the batch (Chen et al., 2021)."""
+    return MoCoV3Config(colour=MOCO_COLOURS[0], views={"second": ViewOptions(colour=MOCO_COLOURS[1])})
+
+
+@METHODS.register("dino")
+def dino() -> DinoConfig:
+    """DINO: all views are distributed over prototypes as a slow teacher distributes large ones (Caron et al., 2021)."""
+    return DinoConfig(colour=MOCO_COLOURS[0], views=_large_and_local_views((0.05, 0.25)))
+
+
+@METHODS.register("ibot")
+def ibot() -> IBOTConfig:
+    """iBOT: DINO, and the same for hidden patches, which the teacher sees (Zhou et al., 2022)."""
+    return IBOTConfig(colour=MOCO_COLOURS[0], views=_large_and_local_views((0.05, 0.32)))
+
+
+@METHODS.register("cmae")
+def cmae() -> CMAEConfig:
+    """CMAE: MAE, and decoded features find a slow teacher's of the same image, moved and in other colours (2023)."""
+    return CMAEConfig(views={"target": ViewOptions(crop="shifted", shift=31, colour=CMAE_COLOUR)})
+
+
+def _large_and_local_views(scale: tuple[float, float]) -> dict[str, ViewOptions]:
+    return {
+        "second": ViewOptions(colour=MOCO_COLOURS[1]),
+        "local": ViewOptions(size=(96, 96), scale=scale, count=10, colour=LOCAL_COLOUR),
+    }

@@ -1,0 +1,96 @@
+"""Configs of contrastive methods: SimCLR, MoCo and CMAE."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from c2fmae.config.branches import BranchConfig, Number, Temperature
+from c2fmae.config.decoder import DecoderConfig
+from c2fmae.config.method_base import METHOD_KINDS
+from c2fmae.core.config import PositiveInt, UnitInterval
+from c2fmae.core.decoder_options import JointOptions
+from c2fmae.core.ramps import Ramp
+
+
+class ProjectorConfig(BranchConfig):
+    """A method whose features are projected by an MLP before they are compared."""
+
+    hidden: PositiveInt = 4096
+    """Width of the hidden layers of the heads."""
+    out: PositiveInt = 256
+    """Width of the features that are compared."""
+
+
+@METHOD_KINDS.register("simclr")
+class SimCLRConfig(ProjectorConfig):
+    """SimCLR: two views of an image find each other among all views of the batch (Chen et al., 2020)."""
+
+    implementation: ClassVar[str] = "c2fmae.methods.branches.simclr:SimCLR.build"
+    required_views: ClassVar[tuple[str, ...]] = ("second",)
+
+    kind: Literal["simclr"] = "simclr"
+    name: str = "simclr"
+    out: PositiveInt = 128
+    temperature: Temperature = 0.1
+
+
+@METHOD_KINDS.register("moco-v1")
+class MoCoV1Config(ProjectorConfig):
+    """MoCo: a view finds the teacher's output for the other view among those of earlier batches (He et al., 2020)."""
+
+    implementation: ClassVar[str] = "c2fmae.methods.branches.moco_v1:MoCoV1.build"
+    required_views: ClassVar[tuple[str, ...]] = ("second",)
+
+    kind: Literal["moco-v1"] = "moco-v1"
+    name: str = "moco-v1"
+    out: PositiveInt = 128
+    temperature: Temperature = 0.07
+    momentum: Number = 0.999
+    """Momentum of the teacher."""
+    queue_length: PositiveInt = 65536
+    """Outputs of the teacher for earlier images that are stored; a multiple of the batch size."""
+
+
+@METHOD_KINDS.register("moco-v3")
+class MoCoV3Config(ProjectorConfig):
+    """MoCo v3: each view finds the teacher's output for the other one among those of the batch (Chen et al., 2021)."""
+
+    implementation: ClassVar[str] = "c2fmae.methods.branches.moco_v3:MoCoV3.build"
+    required_views: ClassVar[tuple[str, ...]] = ("second",)
+
+    kind: Literal["moco-v3"] = "moco-v3"
+    name: str = "moco-v3"
+    temperature: Temperature = 0.2
+    momentum: Number = Ramp(start=0.99, end=1.0)
+    """Momentum of the teacher."""
+
+
+CMAE_DECODER = JointOptions(dim=512, num_heads=16, depth=8, has_norm=True)
+CMAE_FEATURE_DECODER = JointOptions(dim=512, num_heads=16, depth=2, has_norm=True)
+
+
+@METHOD_KINDS.register("cmae")
+class CMAEConfig(ProjectorConfig):
+    """CMAE: MAE, and the mean of a second decoder's features finds its image's own (Huang et al., 2023)."""
+
+    implementation: ClassVar[str] = "c2fmae.methods.branches.cmae:CMAE.build"
+    required_views: ClassVar[tuple[str, ...]] = ("target",)
+
+    kind: Literal["cmae"] = "cmae"
+    name: str = "cmae"
+    hidden: PositiveInt = 1536
+    decoder: DecoderConfig = Field(default_factory=lambda: DecoderConfig(name="joint", options=CMAE_DECODER))
+    """Decoder that predicts pixels."""
+    feature_decoder: DecoderConfig = Field(
+        default_factory=lambda: DecoderConfig(name="joint", options=CMAE_FEATURE_DECODER)
+    )
+    """Decoder of the features that are compared."""
+    mask_ratio: UnitInterval = 0.65
+    """Fraction of the units that are hidden."""
+    mask_unit: PositiveInt = 2
+    """Side of a unit of patches, which are hidden together."""
+    temperature: Temperature = 0.07
+    contrast_weight: float = Field(1.0, ge=0)
+    """Weight of the contrast beside the prediction of pixels; the contrast is multiplied by twice its temperature."""
+    momentum: Number = 0.996
+    """Momentum of the teacher."""
