@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -97,6 +98,11 @@ def test_the_output_of_a_benchmark_is_stored_with_its_command_and_machine(
 @pytest.mark.unchecked
 def test_nothing_is_stored_of_an_interrupted_benchmark(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     interrupt = "import os, signal, sys; print('12 ms', file=sys.stderr); os.kill(os.getppid(), signal.SIGINT)"
-    assert record_command("masks", [sys.executable, "-c", f"{interrupt}; import time; time.sleep(1)"], tmp_path) == 130
+    command = [sys.executable, "-c", f"{interrupt}; import time; time.sleep(1)"]
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process ignores the signal
+    try:
+        assert record_command("masks", command, tmp_path) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert list(tmp_path.iterdir()) == []
     assert "interrupted. Nothing is stored\n" in capfd.readouterr().err

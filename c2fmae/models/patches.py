@@ -80,6 +80,7 @@ def spread_patches(
 ) -> Shaped[Tensor, "batch patch value"]:
     """Return the values of all patches, given those of selected ones: zeros for the others. None selects all patches.
 
+    >>> import torch
     >>> spread_patches(torch.tensor([[[5], [7]]]), torch.tensor([[0, 2]]), 4).flatten().tolist()
     [5, 0, 7, 0]
     """
