@@ -87,6 +87,7 @@ def test_the_defaults_are_the_papers() -> None:
             "query_residual": True,
             "carry": "last",
         },
+        "share": 1.0,
     }
 
 

@@ -17,7 +17,7 @@ from c2fmae.core.masks import Masks
 from c2fmae.core.metric_rows import read_rows
 from c2fmae.core.run_dir import RunDir
 from c2fmae.masking import RowGenerator
-from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
+from c2fmae.methods import MaskedAutoencoding, build_method
 from c2fmae.methods.masked.cost import compute_pretraining_cost
 from c2fmae.methods.masked.describe import describe_architecture
 from c2fmae.methods.masked.task import MicroBatch, PretrainingTask
@@ -26,6 +26,7 @@ from c2fmae.pretrain import pretrain
 from c2fmae.recipes.config import load_recipe
 from c2fmae.replay import replay_step
 from tests.methods.tiny_methods import (
+    MASKED_METHODS,
     build_tiny_method,
     draw_noise_scenes,
     make_tiny_config,
@@ -77,7 +78,7 @@ def list_decoded(masks: Masks) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("average", ["samples", "cells"])
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED_METHODS)
 def test_micro_batches_of_ranks_give_the_loss_and_gradients_of_the_batch(name: str, average: str) -> None:
     method = build(name, f"loss_average={average}")
     task = PretrainingTask(method, 3)

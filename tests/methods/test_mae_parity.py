@@ -159,5 +159,5 @@ def test_visible_patches_are_encoded_as_in_transformers() -> None:
     assert isinstance(embeddings, Embeddings)
     assert isinstance(trunk, Encoder)
     encoder = ImageEncoder(embeddings, trunk)
-    found = encoder(maps["rgb"], visible_idx=noise.argsort(dim=1)[:, : expected.shape[1] - 1])
+    found = encoder.compute_latents(maps["rgb"], visible_idx=noise.argsort(dim=1)[:, : expected.shape[1] - 1])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

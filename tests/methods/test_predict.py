@@ -12,10 +12,10 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import COARSE_TO_FINE, IGNORE
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
-from c2fmae.methods import METHODS, MaskedAutoencoding
+from c2fmae.methods import MaskedAutoencoding
 from c2fmae.models import patchify
 from c2fmae.models.targets import ClassIdTarget, NormalizedPixelTarget, PixelTarget
-from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes
+from tests.methods.tiny_methods import MASKED_METHODS, build_tiny_method, draw_noise_scenes
 
 pytestmark = pytest.mark.numeric
 
@@ -63,7 +63,7 @@ class PerfectModel(nn.Module):
         return predictions
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED_METHODS)
 def test_scenes_with_all_patches_visible_are_unchanged(name: str) -> None:
     method, scenes = build_tiny_method(name), draw_noise_scenes(size=SIZE)
     predicted = method.predict(scenes, show_granularities(method, *method.config.granularities))
@@ -73,7 +73,7 @@ def test_scenes_with_all_patches_visible_are_unchanged(name: str) -> None:
         assert torch.equal(predicted_map, scenes.maps[head_granularity(head)])
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED_METHODS)
 def test_visible_patches_are_copied_and_hidden_patches_predicted(name: str) -> None:
     method, scenes = build_tiny_method(name), draw_noise_scenes(size=SIZE)
     masks = draw_masks(method, scenes)
@@ -86,7 +86,7 @@ def test_visible_patches_are_copied_and_hidden_patches_predicted(name: str) -> N
         assert (predicted_map[hidden] != target_map[hidden]).float().mean() > 0.5
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED_METHODS)
 def test_predictions_do_not_depend_on_hidden_patches(name: str) -> None:
     """Except for `normalized_pixels`, which uses the statistics of the true patches."""
     method, scenes = build_tiny_method(name, "targets={}"), draw_noise_scenes(size=SIZE)
@@ -122,7 +122,7 @@ def test_individual_patches_may_be_visible() -> None:
     assert not same["rgb"][:, :16, 16:].all()
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED_METHODS)
 def test_perfect_predictions_give_the_scenes(name: str) -> None:
     """Also for `normalized_pixels`, with the mean and deviation of the true patches, some of which are constant."""
     method, scenes = build_tiny_method(name), draw_noise_scenes(size=SIZE)
@@ -178,7 +178,7 @@ def test_predictions_are_clamped_to_pixel_values() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED_METHODS)
 def test_images_may_have_any_number_of_channels(name: str, channels: int) -> None:
     method = build_tiny_method(name, f"channels.rgb={channels}")
     scenes = draw_noise_scenes(size=SIZE, channels=channels)

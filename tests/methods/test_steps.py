@@ -14,10 +14,11 @@ from torch.multiprocessing.spawn import spawn
 from c2fmae.core.granularity import COARSE_TO_FINE, IGNORE
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
-from c2fmae.methods import METHODS, MaskedAutoencoding
+from c2fmae.methods import MaskedAutoencoding
 from c2fmae.models import DECODERS, patchify
 from tests.methods import ddp_processes
 from tests.methods.tiny_methods import (
+    MASKED_METHODS,
     build_tiny_method,
     draw_noise_scenes,
     named_gradients,
@@ -56,7 +57,7 @@ def extreme_masks(method: MaskedAutoencoding, scenes: SceneBatch) -> Iterator[tu
 
 @pytest.mark.parametrize("names", SUBSETS, ids="+".join)
 @pytest.mark.parametrize("decoder", list(DECODERS))
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED_METHODS)
 def test_every_parameter_gets_a_finite_gradient_for_any_mask(name: str, decoder: str, names: tuple[str, ...]) -> None:
     method = build_tiny_method(name, f"decoder={decoder}", granularities=names)
     for scenes, masks in extreme_masks(method, draw_noise_scenes()):
@@ -108,7 +109,7 @@ def test_any_patch_size_and_any_image_size_that_it_divides(
     assert all(grad is not None and grad.isfinite().all() for _, grad in named_gradients(method))
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED_METHODS)
 def test_a_step_depends_only_on_scenes_progress_and_generator(name: str) -> None:
     totals, gradients = [], []
     for seed in (1, 2):
@@ -171,7 +172,7 @@ def test_a_mean_over_cells_weights_all_hidden_cells_equally() -> None:
 
 
 @pytest.mark.parametrize("average", ["samples", "cells"])
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED_METHODS)
 def test_micro_batches_give_the_loss_and_gradients_of_the_batch(name: str, average: str) -> None:
     method = build_tiny_method(name, f"loss_average={average}", "num_visible=2")
     method.model.double()

@@ -20,6 +20,9 @@ TINY_METHOD_OVERRIDES = [
     *(f"channels.{name}={number}" for name, number in NUM_CLASSES.items()),
 ]
 
+MASKED_METHODS = [name for name in METHODS if isinstance(METHODS.get(name)(), MaskedConfig)]
+"""Names of the methods of masked autoencoding."""
+
 
 def draw_noise_scenes(
     batch: int = 2, size: tuple[int, int] = (32, 32), *, stride: int = 4, channels: int = 3, seed: int = 0
