@@ -71,7 +71,7 @@ class Pretraining(Experiment):
 
     @property
     def model(self) -> nn.Module:
-        """The autoencoder."""
+        """The model that the method trains."""
         return self.method.model
 
     @property
@@ -265,8 +265,7 @@ def build_pretraining(
         for module in (method.model, method.teacher):
             if module is not None:
                 narrow_streams(module)
-    num_sizes = len({size for _, size in config.method.image_size_schedule})
-    prepare_model(method.model, config.training, world, num_shapes=num_sizes)
+    prepare_model(method.model, config.training, world, num_shapes=config.method.num_image_sizes)
     if method.teacher is not None:
         method.teacher.to(world.device)
     evaluator = None

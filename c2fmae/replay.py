@@ -14,7 +14,7 @@ from c2fmae.core.checkpoint import list_checkpoints, load_checkpoint, step_from_
 from c2fmae.core.compilation import run_eagerly
 from c2fmae.core.distributed import single_process
 from c2fmae.core.errors import UserError
-from c2fmae.core.loop import autocast
+from c2fmae.core.loop import TrainingState, autocast
 from c2fmae.core.run_dir import RunDir
 from c2fmae.core.text import format_count
 from c2fmae.pretrain import Pretraining, build_pretraining
@@ -38,13 +38,14 @@ def replay_step(config: PretrainConfig, run_dir: Path, step: int) -> str:
     with experiment.open_batches(step - 1) as batches:
         batch = next(batches)
     progress = experiment.plan.progress(step - 1)
-    micro_batches = experiment.task.split(
-        batch,
-        num_micro_batches=experiment.plan.num_micro_batches,
-        step=step - 1,
-        progress=progress,
-        world=experiment.world,
-    )
+    with autocast(experiment.config.training, experiment.world.device):
+        micro_batches = experiment.task.split(
+            batch,
+            num_micro_batches=experiment.plan.num_micro_batches,
+            step=step - 1,
+            progress=progress,
+            world=experiment.world,
+        )
     keys = [key for micro_batch in micro_batches for key in experiment.task.sample_keys(micro_batch)]
     lines = [f"step {step}: {format_count(len(keys), 'sample')}, with the weights after step {checkpoint_step}"]
     lines += ["  (not those of the step itself, which were not saved)"] * (checkpoint_step < step - 1)
@@ -72,11 +73,12 @@ def replay_step(config: PretrainConfig, run_dir: Path, step: int) -> str:
 
 def load_weights_before_step(experiment: Pretraining, run_dir: RunDir, step: int) -> int:
     """Load the newest intact checkpoint before a step, and return its step; 0 if there is none."""
+    training = TrainingState.create(experiment.model, experiment.config.training, experiment.teacher)
     for path in reversed(list_checkpoints(run_dir.checkpoints)):
         if (step_from_path(path) or 0) < step:
             with suppress(UserError):  # a damaged one, which `c2fmae doctor` reports
                 checkpoint = load_checkpoint(path)
-                experiment.method.model.load_state_dict(checkpoint.tensors_of("model"))
+                training.restore(checkpoint.tensors, step=checkpoint.step)
                 return checkpoint.step
     return 0
 

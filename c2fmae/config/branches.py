@@ -38,7 +38,17 @@ class BranchConfig(MethodConfig):
             if name not in self.required_views:
                 known = ", ".join(self.required_views) or "none besides main"
                 raise UserError(f"views.{name}: {self.kind} does not read this view. Its views: {known}")
+        colours = {"colour": self.colour, **{f"views.{name}.colour": view.colour for name, view in self.views.items()}}
+        if self.num_channels("rgb") != 3 and (key := next((key for key, value in colours.items() if value), None)):
+            raise UserError(
+                f"{key}: changes of colour need images of 3 channels, got {self.num_channels('rgb')}. Set it to null"
+            )
         return self
+
+    @property
+    def num_image_sizes(self) -> int:
+        """The number of different sizes of images that the model is trained on, of all views."""
+        return len({self.image_size, *(view.size or self.image_size for view in self.views.values())})
 
     def changing_numbers(self) -> dict[str, Number]:
         """Return all settings that may change in training, by name."""

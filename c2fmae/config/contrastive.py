@@ -1,13 +1,13 @@
 """Configs of contrastive methods: SimCLR, MoCo and CMAE."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from c2fmae.config.branches import BranchConfig, Number, Temperature
 from c2fmae.config.decoder import DecoderConfig
 from c2fmae.config.method_base import METHOD_KINDS
-from c2fmae.core.config import PositiveInt, UnitInterval
+from c2fmae.core.config import PositiveInt
 from c2fmae.core.decoder_options import JointOptions
 from c2fmae.core.ramps import Ramp
 
@@ -85,7 +85,7 @@ class CMAEConfig(ProjectorConfig):
         default_factory=lambda: DecoderConfig(name="joint", options=CMAE_FEATURE_DECODER)
     )
     """Decoder of the features that are compared."""
-    mask_ratio: UnitInterval = 0.65
+    mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.65
     """Fraction of the units that are hidden."""
     mask_unit: PositiveInt = 2
     """Side of a unit of patches, which are hidden together."""

@@ -74,6 +74,11 @@ class MethodConfig(Config):
         """The sizes of training images, each with the fraction of the run at which it ends."""
         return ((1.0, self.image_size),)
 
+    @property
+    def num_image_sizes(self) -> int:
+        """The number of different sizes of images that the model is trained on."""
+        return len({size for _, size in self.image_size_schedule})
+
     def choose_image_size(self, progress: float) -> ImageSize:
         """Return the size of training images, given the fraction of the run that is complete."""
         return next((size for end, size in self.image_size_schedule if progress < end), self.image_size)

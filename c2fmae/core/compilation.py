@@ -1,8 +1,7 @@
 """Compilation with `torch.compile`.
 
 What is compiled has static shapes, those of a micro-batch, so each graph is compiled once for each image size of a run.
-Evaluations, with their
-other batch sizes, run eagerly.
+Evaluations, with their other batch sizes, run eagerly.
 """
 
 import os

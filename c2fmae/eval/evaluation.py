@@ -110,7 +110,7 @@ class ModelUnderTest:
 
     @cached_property
     def method(self) -> "c2fmae.config.method.MaskedConfig | None":
-        """The method of a pre-training run; None for any other source."""
+        """The method of a run of masked autoencoding; None for any other source."""
         from c2fmae.config.method import MaskedConfig
         from c2fmae.config.migrations import migrate_pretraining
         from c2fmae.core.run_dir import RunDir
@@ -119,7 +119,7 @@ class ModelUnderTest:
         if not RunDir(Path(self.source)).is_started:
             return None
         info = read_run_info(Path(self.source))
-        if info.kind != "pretraining":
+        if info.kind != "pretraining" or not info.predicts_patches:
             return None
         return MaskedConfig.from_dict(migrate_pretraining(info.config)["method"], source=self.source)
 

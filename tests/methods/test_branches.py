@@ -1,90 +1,43 @@
 """Laws of two-branch methods, for each of the registered ones, and what is particular to one of them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import repeat
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
+from c2fmae.config.contrastive import SimCLRConfig
 from c2fmae.core.distributed import World
 from c2fmae.core.errors import UserError
-from c2fmae.core.loop import TrainingLoop, TrainingState
+from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.training import TrainingConfig, plan_training
 from c2fmae.masking.noise import RowGenerator
 from c2fmae.methods import METHODS, Method, MethodTask, build_method
 from c2fmae.methods.branches.cmae import CMAE
+from c2fmae.methods.branches.collapse import measure_spread
 from c2fmae.methods.branches.dino import Dino
 from c2fmae.methods.branches.method import BranchMethod
-from c2fmae.methods.masked.model_inputs import standardise_maps
-
-ENCODER = ["encoder.name=test_vit", "encoder.patch_size=8", "encoder.depth=2", "image_size=[32, 32]"]
-LOCAL = ["views.local.size=[16, 16]", "views.local.count=2", "hidden=16", "bottleneck=8", "prototypes=16"]
-DECODERS = [
-    f"{decoder}.options.{option}"
-    for decoder in ("decoder", "feature_decoder")
-    for option in ("dim=32", "num_heads=4", "depth=1")
-]
-TINY = {
-    "simclr": ["hidden=16", "out=8"],
-    "moco-v1": ["queue_length=16", "out=8"],
-    "moco-v3": ["hidden=16", "out=8"],
-    "dino": [*LOCAL, "held_epochs=0"],
-    "ibot": [*LOCAL, "held_epochs=0", "mask_chance=0.9"],
-    "cmae": ["hidden=16", "out=8", *DECODERS],
-}
-NEED_WHOLE_BATCHES = ("simclr", "moco-v3", "cmae")
-BATCH = 8
-PLAN = plan_training(TrainingConfig(steps=4, batch_size=BATCH, lr=1e-3), num_samples=16, world_size=1)
-
-
-def make_method(name: str, *overrides: str) -> BranchMethod:
-    method = build_method(METHODS.get(name)().override([*ENCODER, *TINY[name], *overrides]), seed=0)
-    assert isinstance(method, BranchMethod)
-    method.model.double()
-    if method.teacher is not None:
-        method.teacher.double()
-    return method
-
-
-def draw_scenes(method: BranchMethod, seed: int = 0) -> SceneBatch:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-
-    config = method.config
-    sizes = {name: (view.count, 3, *(view.size or config.image_size)) for name, view in config.views.items()}
-    views = {name: draw(BATCH, *size) for name, size in sizes.items()}
-    keys = tuple(f"image {index}" for index in range(BATCH))
-    return SceneBatch(keys, {"rgb": draw(BATCH, 3, *config.image_size)}, (), views)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A training that can be stopped and restored."""
-
-    method: BranchMethod
-    loop: TrainingLoop[Any, Any]
-    training: TrainingState
-
-    @classmethod
-    def start(cls, name: str, *, micro_batch: int | None = None) -> "Run":
-        method = make_method(name)
-        config = TrainingConfig(
-            steps=4, batch_size=BATCH, micro_batch=micro_batch, lr=1e-3, precision="fp32", weight_decay=0.1
-        )
-        plan = plan_training(config, num_samples=16, world_size=1)
-        loop = TrainingLoop(method.build_task(plan, seed=0), config, plan, World())
-        return cls(method, loop, TrainingState.create(method.model, config, method.teacher))
-
-    def train(self) -> list[float]:
-        """Run the remaining steps, each on images of its own, and return their losses."""
-        batches = (draw_scenes(self.method, step) for step in range(self.training.step, 4))
-        return [report.values["loss"] for report in self.loop.run(self.training, batches)]
+from c2fmae.methods.branches.model import BranchModel
+from c2fmae.methods.branches.simclr import SimCLR
+from c2fmae.methods.branches.views import ViewBatch
+from c2fmae.models.autoencoder import encode_visible
+from tests.methods import branch_processes
+from tests.methods.tiny_branches import (
+    BATCH,
+    ENCODER,
+    NEED_WHOLE_BATCHES,
+    PLAN,
+    TINY,
+    Run,
+    draw_scenes,
+    make_method,
+    standardise_in_float64,
+)
 
 
 def assert_all_close(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -96,11 +49,7 @@ def assert_all_close(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor
 @pytest.fixture(autouse=True)
 def _float64_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let images be standardised in double precision."""
-
-    def standardise(maps: Mapping[str, Tensor], mean_and_std: Any) -> dict[str, Tensor]:
-        return {name: images.double() for name, images in standardise_maps(maps, mean_and_std).items()}
-
-    monkeypatch.setattr("c2fmae.methods.branches.method.standardise_maps", standardise)
+    monkeypatch.setattr("c2fmae.methods.branches.method.standardise_maps", standardise_in_float64)
 
 
 @pytest.mark.parametrize("name", [name for name in TINY if name not in NEED_WHOLE_BATCHES])
@@ -233,3 +182,179 @@ def test_the_centre_moves_towards_the_mean_of_the_teachers_logits() -> None:
     list(run.loop.run(run.training, scenes))
     centre = run.method.model.get_buffer("heads.image_centre.value")
     torch.testing.assert_close(centre, 0.1 * logits.mean(dim=(0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "text"),
+    [
+        ("cmae", "mask_unit=3", r"method\.mask_unit: expected a divisor of 4×4 patches, got 3"),
+        ("dino", "views.local.size=[20, 16]", r"views\.local\.size: 20 is not a multiple of the patch size 8"),
+        ("simclr", "channels.rgb=4", r"colour: changes of colour need images of 3 channels, got 4"),
+    ],
+)
+def test_settings_that_do_not_fit_are_rejected_before_the_first_step(name: str, override: str, text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        make_method(name, override)
+
+
+def test_a_batch_of_one_image_and_a_single_graph_are_rejected() -> None:
+    one = plan_training(TrainingConfig(steps=1, batch_size=1, lr=1e-3), num_samples=1, world_size=1)
+    method = make_method("moco-v3")
+    with pytest.raises(UserError, match=r"training\.batch_size: .*expected at least 2, got 1"):
+        method.build_task(one, seed=0)
+    with pytest.raises(UserError, match=r"training\.compile: expected blocks or off"):
+        method.build_task(PLAN, seed=0, compiled_parts="model")
+
+
+def test_blocks_are_compiled_for_each_size_of_the_views() -> None:
+    assert METHODS.get("dino")().num_image_sizes == 2
+    assert METHODS.get("cmae")().num_image_sizes == 1
+    assert METHODS.get("mae")().override(["early_image_sizes=[[0.5, [160, 160]]]"]).num_image_sizes == 2
+
+
+def split_batch(method: BranchMethod, step: int = 1, scenes: SceneBatch | None = None) -> ViewBatch:
+    """Return a batch as a step gets it, with the outputs of the teacher."""
+    task = method.build_task(PLAN, seed=0)
+    batch = draw_scenes(method) if scenes is None else scenes
+    (part,) = task.split(batch, num_micro_batches=1, step=step, progress=0.25, world=World())
+    return part
+
+
+def cross_entropy(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
+    """Return the loss of each query, whose positive is the key of the same row."""
+    logits = F.normalize(queries, dim=1) @ F.normalize(keys, dim=1).T / temperature
+    return F.cross_entropy(logits, torch.arange(len(queries)), reduction="none")
+
+
+def perturb_teacher(method: BranchMethod) -> BranchModel:
+    """Move the teacher away from the student, so that they cannot be mistaken for each other."""
+    assert method.teacher is not None
+    generator = torch.Generator().manual_seed(1)
+    for parameter in method.teacher.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return method.teacher
+
+
+def test_each_view_of_moco_v3_finds_the_other_one() -> None:
+    method = make_method("moco-v3")
+    teacher, model = perturb_teacher(method), method.model
+    part = split_batch(method)
+
+    def project(network: BranchModel, name: str) -> Tensor:
+        return network.heads["projector"](network.encode(part.images(name))[:, 0])  # type: ignore[no-any-return]
+
+    queries = {name: model.heads["predictor"](project(model, name)) for name in ("main", "second")}
+    keys = {name: project(teacher, name) for name in queries}
+    expected = cross_entropy(queries["main"], keys["second"], 0.2) + cross_entropy(queries["second"], keys["main"], 0.2)
+    torch.testing.assert_close(method.compute_losses(model, part).losses["contrast"], 2 * 0.2 * expected)
+
+
+def test_the_teacher_of_cmae_pools_patches_before_the_last_norm() -> None:
+    method = make_method("cmae")
+    teacher = perturb_teacher(method)
+    part = split_batch(method)
+    last = len(teacher.encoder.blocks)
+    tokens = teacher.embeddings["rgb"](part.images("target"), torch.arange(BATCH * 16)).unflatten(0, (BATCH, 16))
+    tokens = tokens + teacher.encoder.positions((4, 4), tokens.device)
+    (latents,) = teacher.encoder.get_intermediate_layers(tokens, [last], normed=False)
+    expected = teacher.heads["projector"](latents[:, 1:].mean(dim=1))
+    torch.testing.assert_close(part.keys_of_batch["target"], expected)
+    losses = method.compute_losses(method.model, part).losses
+    heads, masks = method.model.heads, Masks.from_mask(part.masks["main"].unsqueeze(1), ("rgb",), num_visible=4)
+    visible, grid = encode_visible(method.model.embeddings, method.model.encoder, {"rgb": part.images("main")}, masks)
+    features = heads["features"](heads["feature_decoder"](visible, masks, grid)["rgb"]).mean(dim=1)
+    queries = heads["predictor"](heads["projector"](features))
+    torch.testing.assert_close(losses["contrast"], 2 * 0.07 * cross_entropy(queries, expected, 0.07))
+
+
+def test_the_patch_projection_of_moco_v3_stays_random() -> None:
+    run = Run.start("moco-v3")
+    before = {name: value.clone() for name, value in run.method.model.state_dict().items()}
+    run.train()
+    is_changed = {name: not torch.equal(value, before[name]) for name, value in run.method.model.state_dict().items()}
+    assert not any(changed for name, changed in is_changed.items() if name.startswith("embeddings."))
+    assert is_changed["encoder.cls_token"]
+    assert is_changed["heads.predictor.0.weight"]
+
+
+def test_both_centres_of_ibot_are_means_over_views_images_and_patches() -> None:
+    method = make_method("ibot")
+    assert isinstance(method, Dino)
+    part = split_batch(method)
+    sums = method.average(method.compute_losses(method.model, part), part.total).sums
+    for name, dims in (("image", (0, 1)), ("patch", (0, 1, 2))):
+        logits = method.compute_teacher_logits(part.targets[name])
+        torch.testing.assert_close(sums[name], logits.mean(dim=dims))
+
+
+def test_numbers_and_momentum_follow_their_ramps() -> None:
+    method = make_method("dino", "teacher_temperature={start: 0.04, end: 0.08, shape: linear, epochs: 2}")
+    task = method.build_task(PLAN, seed=0)
+    assert [split_batch(method, step).numbers["teacher_temperature"] for step in (0, 1, 2, 3)] == [
+        0.04,
+        0.04,
+        0.08,
+        0.08,
+    ]
+    assert [round(task.teacher_momentum(step), 6) for step in (0, 2)] == [0.996, 0.998]
+
+
+def test_masks_depend_on_the_step_and_not_on_the_ranks() -> None:
+    preparer = make_method("ibot").build_task(PLAN, seed=0).preparer
+    method = make_method("ibot")
+
+    def masks(step: int, world: World) -> Tensor:
+        scenes = draw_scenes(method, world=world)
+        (part,) = preparer.prepare(scenes, num_micro_batches=1, step=step, progress=0.0, world=world)
+        return part.masks["main"]
+
+    assert torch.equal(torch.cat([masks(1, World(rank, 2)) for rank in range(2)]), masks(1, World()))
+    assert not torch.equal(masks(0, World()), masks(1, World()))
+
+
+def test_outputs_of_the_teacher_are_joined_over_micro_batches() -> None:
+    method = make_method("moco-v1")
+    plan = plan_training(
+        TrainingConfig(steps=4, batch_size=BATCH, micro_batch=4, lr=1e-3), num_samples=16, world_size=1
+    )
+    parts = method.build_task(plan, seed=0).split(
+        draw_scenes(method), num_micro_batches=2, step=0, progress=0.0, world=World()
+    )
+
+    class Gathering(type(method)):  # type: ignore[misc]
+        gathered_targets = ("second",)
+
+    joined = Gathering(method.config, method.model, method.teacher, method.patch_size).add_targets(parts)
+    expected = torch.cat([part.targets["second"] for part in parts])
+    assert all(torch.equal(part.keys_of_batch["second"], expected) for part in joined)
+
+
+def test_a_both_sided_loss_refuses_micro_batches_without_batch_norms_too() -> None:
+    class Plain(SimCLR):
+        @classmethod
+        def create_heads(cls, config: SimCLRConfig, dim: int, patch_size: int) -> dict[str, nn.Module]:
+            return {"projector": nn.Linear(dim, config.out)}
+
+    plan = plan_training(
+        TrainingConfig(steps=4, batch_size=BATCH, micro_batch=4, lr=1e-3), num_samples=16, world_size=1
+    )
+    with pytest.raises(UserError, match=r"training\.micro_batch"):
+        Plain.build(make_method("simclr").config, seed=0).build_task(plan, seed=0)
+
+
+def test_the_spread_is_one_of_independent_features_and_zero_of_equal_ones() -> None:
+    features = torch.randn(4096, 32, generator=torch.Generator().manual_seed(0))
+    assert measure_spread(features).item() == pytest.approx(1, abs=0.02)
+    assert measure_spread(features[:1].expand(64, -1)).item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.unchecked
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    spawn(branch_processes.run_rank, args=(tmp_path,), nprocs=branch_processes.WORLD_SIZE)
+    for name in TINY:
+        whole = Run.start(name)
+        losses, expected = torch.tensor(whole.train()), whole.training.named_tensors()
+        for rank in range(branch_processes.WORLD_SIZE):
+            found_losses, found = torch.load(tmp_path / f"{rank}.pt")[name]
+            torch.testing.assert_close(torch.tensor(found_losses), losses, rtol=0, atol=1e-9, msg=name)
+            assert_all_close(found, expected)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from c2fmae.config.contrastive import CMAEConfig
+from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.masking.noise import RowGenerator
 from c2fmae.masking.selection import random_mask
@@ -36,6 +37,12 @@ class CMAE(BranchMethod):
     @classmethod
     def create_heads(cls, config: CMAEConfig, dim: int, patch_size: int) -> dict[str, nn.Module]:
         """Return two decoders, the layer that predicts pixels, the projector and the predictor."""
+        rows, columns = (side // patch_size for side in config.image_size)
+        if rows % config.mask_unit or columns % config.mask_unit:
+            raise UserError(
+                f"method.mask_unit: expected a divisor of {rows}×{columns} patches, got {config.mask_unit}. Change it, "
+                "or method.image_size"
+            )
         layout = DecoderLayout(encoder_dim=dim, granularities=("rgb",), stages={"rgb": "rgb"})
         hidden, out = config.hidden, config.out
         return {

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from c2fmae.config.branches import BranchConfig
 from c2fmae.config.data import DataConfig
 from c2fmae.core.distributed import gather_rows, gather_rows_with_gradient
-from c2fmae.core.errors import UserError
+from c2fmae.core.errors import UserError, check_patch_multiples
 from c2fmae.core.loop import StepLoss
 from c2fmae.core.operation_count import ForwardCost, OperationCounter, PartCost, count_parameters, count_with_torch
 from c2fmae.core.ramps import Ramp
@@ -71,6 +71,10 @@ class BranchMethod(ABC):
     def build(cls, config: BranchConfig, *, seed: int) -> "BranchMethod":
         """Build the student with weights that depend on the seed, and a teacher that is a copy of a part of it."""
         parts = create_encoder(config)
+        for name, view in config.views.items():
+            if view.size is not None:
+                origin = f"of {config.encoder.name}"
+                check_patch_multiples(view.size, parts.patch_size, origin, key=f"views.{name}.size")
         model = BranchModel(
             parts.embeddings,
             parts.encoder,
@@ -155,6 +159,11 @@ class BranchMethod(ABC):
         needs_whole_batch = self.compares_students or any(
             isinstance(module, BatchStatisticsNorm) for module in self.model.modules()
         )
+        if plan.batch_size < 2:
+            raise UserError(
+                f"training.batch_size: {self.config.kind} compares images (expected at least 2, got "
+                f"{plan.batch_size}). Set it higher"
+            )
         if needs_whole_batch and plan.num_micro_batches > 1:
             raise UserError(
                 f"training.micro_batch: the heads or the loss of {self.config.kind} compare the images of a batch, "

@@ -1,0 +1,23 @@
+"""Run by each of two processes: a run of every two-branch method on its images of each batch."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from c2fmae.core.distributed import World
+from c2fmae.methods.branches import method
+from tests.methods.tiny_branches import TINY, Run, standardise_in_float64
+
+WORLD_SIZE = 2
+
+
+def run_rank(rank: int, folder: Path) -> None:
+    """Train all methods as one rank, and write their losses and tensors to a file."""
+    store = dist.FileStore(str(folder / "store"), WORLD_SIZE)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE, timeout=timedelta(seconds=60))
+    vars(method)["standardise_maps"] = standardise_in_float64
+    runs = {name: Run.start(name, world=World(rank, WORLD_SIZE)) for name in TINY}
+    torch.save({name: (run.train(), run.training.named_tensors()) for name, run in runs.items()}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
