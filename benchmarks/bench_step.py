@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.multimae_baseline import MultiMaeBaseline
 from benchmarks.tables import print_costs
-from c2fmae.config.method import MaskedConfig
+from c2fmae.config.masked_method import MaskedConfig
 from c2fmae.core.masks import Masks
 from c2fmae.core.pixels import standardise
 from c2fmae.core.scene import SceneBatch

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from c2fmae.config.method_base import ImageSize, MethodConfig
+from c2fmae.config.method import ImageSize, MethodConfig
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.checkpoint import step_name
 from c2fmae.core.distributed import World, init_distributed

@@ -2,7 +2,7 @@
 
 from c2fmae.config.contrastive import CMAEConfig, MoCoV1Config, MoCoV3Config, SimCLRConfig
 from c2fmae.config.distilling import DinoConfig, IBOTConfig
-from c2fmae.config.method_base import METHODS
+from c2fmae.config.method import METHODS
 from c2fmae.core.view_options import ColourOptions, ViewOptions
 
 _JITTER = (0.4, 0.4, 0.2, 0.1)

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from c2fmae.config.method_base import MethodConfig
+from c2fmae.config.method import MethodConfig
 from c2fmae.core.errors import UserError
 from c2fmae.core.ramps import Ramp
 from c2fmae.core.specs import EncoderConfig

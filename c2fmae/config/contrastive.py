@@ -6,7 +6,7 @@ from pydantic import Field
 
 from c2fmae.config.branches import BranchConfig, Number, Temperature
 from c2fmae.config.decoder import DecoderConfig
-from c2fmae.config.method_base import METHOD_KINDS
+from c2fmae.config.method import METHOD_KINDS
 from c2fmae.core.config import PositiveInt
 from c2fmae.core.decoder_options import JointOptions
 from c2fmae.core.ramps import Ramp

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from c2fmae.config.branches import BranchConfig, Number, Temperature
-from c2fmae.config.method_base import METHOD_KINDS
+from c2fmae.config.method import METHOD_KINDS
 from c2fmae.core.config import PositiveInt, UnitInterval
 from c2fmae.core.ramps import Ramp
 

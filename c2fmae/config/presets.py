@@ -2,9 +2,9 @@
 
 from c2fmae.config import branch_presets as branch_presets  # registers them
 from c2fmae.config.decoder import DecoderConfig
+from c2fmae.config.masked_method import MaskedConfig
 from c2fmae.config.masking import MaskingConfig
-from c2fmae.config.method import MaskedConfig
-from c2fmae.config.method_base import METHODS as METHODS
+from c2fmae.config.method import METHODS as METHODS
 from c2fmae.config.target import TargetConfig
 from c2fmae.core.decoder_options import JointOptions, ParallelOptions
 from c2fmae.core.specs import EncoderConfig

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from c2fmae.config.any_method import AnyMethodConfig
 from c2fmae.config.data import DataConfig
-from c2fmae.config.method import MaskedConfig
+from c2fmae.config.masked_method import MaskedConfig
 from c2fmae.config.migrations import migrate_pretraining
 from c2fmae.config.watching import PretrainWatchingConfig
 from c2fmae.core.config import RESUME_SAFE

@@ -17,7 +17,7 @@ from c2fmae.core.registry import Registry
 from c2fmae.eval.metrics import Metric
 
 if TYPE_CHECKING:
-    import c2fmae.config.method
+    import c2fmae.config.masked_method
     import c2fmae.config.unseen_scenes
     import c2fmae.core.distributed
     import c2fmae.eval.results
@@ -109,9 +109,9 @@ class ModelUnderTest:
         return load_image_classifier(self.source, step=self.load_options.step, use_ema=self.load_options.use_ema)
 
     @cached_property
-    def method(self) -> "c2fmae.config.method.MaskedConfig | None":
+    def method(self) -> "c2fmae.config.masked_method.MaskedConfig | None":
         """The method of a run of masked autoencoding; None for any other source."""
-        from c2fmae.config.method import MaskedConfig
+        from c2fmae.config.masked_method import MaskedConfig
         from c2fmae.config.migrations import migrate_pretraining
         from c2fmae.core.run_dir import RunDir
         from c2fmae.core.run_info import read_run_info

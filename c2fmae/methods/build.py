@@ -6,8 +6,8 @@ from typing import overload
 
 import torch
 
-from c2fmae.config.method import MaskedConfig
-from c2fmae.config.method_base import MethodConfig
+from c2fmae.config.masked_method import MaskedConfig
+from c2fmae.config.method import MethodConfig
 from c2fmae.core.seeding import derive_seed
 from c2fmae.methods.masked import MaskedAutoencoding
 from c2fmae.methods.protocol import Method

@@ -2,7 +2,7 @@
 
 from typing import TypeVar
 
-from c2fmae.config.method_base import MethodConfig
+from c2fmae.config.method import MethodConfig
 from c2fmae.core.errors import UserError
 from c2fmae.data import DatasetInfo
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from c2fmae.config.method_base import MethodConfig
+from c2fmae.config.method import MethodConfig
 from c2fmae.core.errors import check_patch_multiples
 from c2fmae.models.embeddings import Embeddings, create_embeddings
 from c2fmae.models.encoder import Encoder, create_vit

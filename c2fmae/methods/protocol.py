@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from torch import Tensor, nn
 
 from c2fmae.config.data import DataConfig
-from c2fmae.config.method_base import ImageSize, MethodConfig
+from c2fmae.config.method import ImageSize, MethodConfig
 from c2fmae.core.distributed import World
 from c2fmae.core.loop import Task
 from c2fmae.core.operation_count import ForwardCost, OperationCounter, count_with_torch

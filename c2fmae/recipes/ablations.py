@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from c2fmae.config.decoder import DecoderConfig
+from c2fmae.config.masked_method import MaskedConfig
 from c2fmae.config.masking import CurriculumConfig, CurriculumOptions, MaskingConfig, MaskingOptions, Phase
-from c2fmae.config.method import MaskedConfig
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.config import replace
 from c2fmae.recipes.registry import Recipe, register_recipe

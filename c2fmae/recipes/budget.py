@@ -5,8 +5,8 @@ They reproduce no paper: no source combines all of these changes, or applies the
 
 from c2fmae.config import presets
 from c2fmae.config.decoder import DecoderConfig
-from c2fmae.config.method import MaskedConfig
-from c2fmae.config.method_base import ImageSize
+from c2fmae.config.masked_method import MaskedConfig
+from c2fmae.config.method import ImageSize
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.config import replace
 from c2fmae.core.decoder_options import CascadedOptions, JointOptions

@@ -5,7 +5,7 @@ from typing import Unpack
 from c2fmae.config import presets
 from c2fmae.config.data import DataConfig, DatasetConfig, GeneratedOptions
 from c2fmae.config.decoder import DecoderConfig
-from c2fmae.config.method import MaskedConfig
+from c2fmae.config.masked_method import MaskedConfig
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.config.watching import PretrainWatchingConfig
 from c2fmae.core.config import replace

@@ -5,7 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 from c2fmae.config import presets
-from c2fmae.config.method import MaskedConfig
+from c2fmae.config.masked_method import MaskedConfig
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.config import replace
 from c2fmae.core.specs import EncoderConfig

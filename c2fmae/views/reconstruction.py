@@ -9,7 +9,7 @@ from jaxtyping import Shaped
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from c2fmae.config.method import HeadPlan
+from c2fmae.config.masked_method import HeadPlan
 from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.masks import Masks

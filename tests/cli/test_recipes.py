@@ -100,7 +100,7 @@ PACKAGE = '''
 """A recipe of another package."""
 
 from c2fmae.config.decoder import DecoderConfig
-from c2fmae.config.method import MaskedConfig
+from c2fmae.config.masked_method import MaskedConfig
 from c2fmae.core.decoder_options import CascadedOptions
 from c2fmae.recipes import RECIPES
 from c2fmae.recipes.config import RecipeConfig

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from c2fmae.config.data import DataConfig, DatasetConfig
-from c2fmae.config.method import MaskedConfig
+from c2fmae.config.masked_method import MaskedConfig
 from c2fmae.config.migrations import migrate_finetuning, migrate_labelled_data, migrate_method, migrate_pretraining
 from c2fmae.config.presets import METHODS
 from c2fmae.core.errors import UserError

@@ -2,7 +2,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from c2fmae.config.method import MaskedConfig
+from c2fmae.config.masked_method import MaskedConfig
 from c2fmae.core.errors import UserError
 from c2fmae.methods import build_method
 from c2fmae.models.targets import TARGETS, PixelTarget

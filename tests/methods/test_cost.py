@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from c2fmae.config.method import MaskedConfig
+from c2fmae.config.masked_method import MaskedConfig
 from c2fmae.core.decoder_options import ParallelOptions, StagedOptions
 from c2fmae.core.masks import Masks
 from c2fmae.core.operation_count import ForwardCost, count_with_fvcore, count_with_torch

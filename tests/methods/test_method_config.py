@@ -7,7 +7,7 @@ import torch
 import yaml
 from torch import nn
 
-from c2fmae.config.method import MaskedConfig
+from c2fmae.config.masked_method import MaskedConfig
 from c2fmae.core.decoder_options import JointOptions
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import COARSE_TO_FINE

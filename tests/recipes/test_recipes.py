@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from c2fmae.config.data import DatasetConfig
-from c2fmae.config.method import MaskedConfig
+from c2fmae.config.masked_method import MaskedConfig
 from c2fmae.config.presets import mae
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.config import replace

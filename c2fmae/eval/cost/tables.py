@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from c2fmae.config.method import MaskedConfig
+from c2fmae.config.masked_method import MaskedConfig
 from c2fmae.core.text import format_count
 from c2fmae.eval.cost.epoch_cost import EpochCost
 from c2fmae.eval.metrics import Metric, TagValue, find_metric

@@ -2,7 +2,7 @@
 
 import torch
 
-from c2fmae.config.method import MaskedConfig
+from c2fmae.config.masked_method import MaskedConfig
 from c2fmae.core.errors import UserError
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.seeding import derive_seed

@@ -15,8 +15,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from c2fmae.config.method import MaskedConfig
-from c2fmae.config.method_base import ImageSize
+from c2fmae.config.masked_method import MaskedConfig
+from c2fmae.config.method import ImageSize
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.masks import Masks
 from c2fmae.core.operation_count import ForwardCost, OperationCounter, PartCost, count_parameters, count_with_torch

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from c2fmae.config.method import MaskedConfig
+from c2fmae.config.masked_method import MaskedConfig
 from c2fmae.core.decoder_options import CascadedOptions, JointOptions, ParallelOptions
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.operation_count import ForwardCost, PartCost

@@ -9,8 +9,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from c2fmae.config.data import DataConfig
-from c2fmae.config.method import MaskedConfig
-from c2fmae.config.method_base import ImageSize
+from c2fmae.config.masked_method import MaskedConfig
+from c2fmae.config.method import ImageSize
 from c2fmae.core.loop import StepLoss
 from c2fmae.core.masks import Masks
 from c2fmae.core.operation_count import ForwardCost, OperationCounter, count_with_torch

@@ -5,7 +5,7 @@ from statistics import median
 import pytest
 import torch
 
-from c2fmae.config.method import MaskedConfig
+from c2fmae.config.masked_method import MaskedConfig
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.eval.cost import epoch_cost
 from c2fmae.eval.cost.epoch_cost import EpochCost, _draw_scenes, make_matching_mae_config, measure_epoch_costs
