@@ -52,14 +52,18 @@ class Dino(BranchMethod):
     def compute_targets(self, batch: ViewBatch) -> dict[str, Float[Tensor, "batch view dim"]]:
         """Return the teacher's class tokens of both large views."""
         assert self.teacher is not None
-        latents = self.teacher.encode(batch.images("main", "second"))[:, 0]
-        return {"image": latents.unflatten(0, (2, -1)).transpose(0, 1)}
+        return {"image": split_views(self.teacher.encode(batch.images("main", "second"))[:, 0])}
 
     def compute_losses(self, model: BranchModel, batch: ViewBatch) -> ImageLosses:
-        """Return the mean loss over all pairs of different views."""
+        """Return the loss of images."""
+        return self.compute_image_losses(model, batch, model.encode(batch.images("main", "second"))[:, 0])
+
+    def compute_image_losses(
+        self, model: BranchModel, batch: ViewBatch, latents: Float[Tensor, "views_and_batch dim"]
+    ) -> ImageLosses:
+        """Return the mean loss over all pairs of different views, given the student's class tokens of large views."""
         logits = self.compute_teacher_logits(batch.targets["image"])
         targets = sharpen(logits, get_centre(model, "image_centre"), batch.numbers["teacher_temperature"])
-        latents = model.encode(batch.images("main", "second"))[:, 0]
         student = model.heads["prototypes"](torch.cat([latents, model.encode(batch.images("local"))[:, 0]]))
         loss = distil_views(student.unflatten(0, (-1, len(batch))), targets, self.config.temperature)
         return ImageLosses(
@@ -92,6 +96,11 @@ class Dino(BranchMethod):
             "image": f"each view is distributed over {self.config.prototypes:,} prototypes as the teacher distributes "
             "another view, by their class tokens",
         }
+
+
+def split_views(outputs: Float[Tensor, "views_and_batch ..."]) -> Float[Tensor, "batch view ..."]:
+    """Return the outputs for the two large views of each image."""
+    return outputs.unflatten(0, (2, -1)).transpose(0, 1)  # type: ignore[no-any-return]
 
 
 def get_centre(model: BranchModel, name: str) -> Float[Tensor, " prototype"]:

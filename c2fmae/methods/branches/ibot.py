@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from c2fmae.config.distilling import DistillingConfig, IBOTConfig
 from c2fmae.masking.blocks import block_mask, sample_budgets
 from c2fmae.masking.noise import RowGenerator
-from c2fmae.methods.branches.dino import Centre, Dino, get_centre, measure_collapse, move_centre
+from c2fmae.methods.branches.dino import Centre, Dino, get_centre, move_centre, split_views
 from c2fmae.methods.branches.method import ImageLosses
 from c2fmae.methods.branches.model import BranchModel
 from c2fmae.methods.branches.views import ViewBatch
-from c2fmae.models.distillation import average_masked, distil, distil_views, sharpen
+from c2fmae.models.distillation import average_masked, distil, sharpen
 
 NUM_BLOCKS = 20
 """Proposals of blocks; what they do not hide is hidden next to them."""
@@ -58,33 +58,22 @@ class IBOT(Dino):
     def compute_targets(self, batch: ViewBatch) -> dict[str, Tensor]:
         """Return the teacher's tokens of both large views: of the image, and of all patches."""
         assert self.teacher is not None
-        tokens = self.teacher.encode(batch.images("main", "second")).unflatten(0, (2, -1)).transpose(0, 1)
+        tokens = split_views(self.teacher.encode(batch.images("main", "second")))
         return {"image": tokens[:, :, 0], "patch": tokens[:, :, self.teacher.encoder.num_prefix_tokens :]}
 
     def compute_losses(self, model: BranchModel, batch: ViewBatch) -> ImageLosses:
         """Return the loss of images over pairs of different views, and that of hidden patches in the same view."""
-        numbers, config, head = batch.numbers, self.config, model.heads["prototypes"]
-        image_logits, patch_logits = (self.compute_teacher_logits(batch.targets[name]) for name in ("image", "patch"))
-        images = sharpen(image_logits, get_centre(model, "image_centre"), numbers["teacher_temperature"])
-        patches = sharpen(patch_logits, get_centre(model, "patch_centre"), numbers["patch_teacher_temperature"])
-
         is_masked = torch.cat([batch.masks["main"], batch.masks["second"]])
         tokens = model.compute_latents(batch.images("main", "second"), is_masked=is_masked)
-        latents = tokens[:, 0]
-        student = head(torch.cat([latents, model.encode(batch.images("local"))[:, 0]]))
-        image_loss = distil_views(student.unflatten(0, (-1, len(batch))), images, config.temperature)
+        image = self.compute_image_losses(model, batch, tokens[:, 0])
 
-        patch_tokens = tokens[:, model.encoder.num_prefix_tokens :]
-        patch_errors = distil(head(patch_tokens), patches.flatten(0, 1), config.temperature)
-        patch_loss = average_masked(patch_errors, is_masked).unflatten(0, (2, -1)).mean(dim=0)
-        return ImageLosses(
-            {"image": image_loss, "patch": patch_loss},
-            measure_collapse(images, latents),
-            {
-                "image": image_logits.sum(dim=(0, 1)) / (2 * batch.total),
-                "patch": patch_logits.sum(dim=(0, 1, 2)) / (2 * batch.total * patch_logits.shape[2]),
-            },
-        )
+        logits = self.compute_teacher_logits(batch.targets["patch"])
+        targets = sharpen(logits, get_centre(model, "patch_centre"), batch.numbers["patch_teacher_temperature"])
+        student = model.heads["prototypes"](tokens[:, model.encoder.num_prefix_tokens :])
+        errors = distil(student, targets.flatten(0, 1), self.config.temperature)
+        patch_loss = average_masked(errors, is_masked).unflatten(0, (2, -1)).mean(dim=0)
+        patch_sum = logits.sum(dim=(0, 1, 2)) / (2 * batch.total * logits.shape[2])
+        return ImageLosses({**image.losses, "patch": patch_loss}, image.values, {**image.sums, "patch": patch_sum})
 
     def update_state(self, model: BranchModel, sums: Mapping[str, Tensor], condition: Bool[Tensor, ""]) -> None:
         """Move both centres towards the means of the step's logits."""
