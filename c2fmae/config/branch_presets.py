@@ -1,8 +1,9 @@
 """Two-branch methods by name, with the views of their papers."""
 
 from c2fmae.config.contrastive import CMAEConfig, MoCoV1Config, MoCoV3Config, SimCLRConfig
-from c2fmae.config.distilling import DinoConfig, IBOTConfig
+from c2fmae.config.distilling import AttMaskConfig, DinoConfig, IBOTConfig, MSTConfig
 from c2fmae.config.method import METHODS
+from c2fmae.core.ramps import Ramp
 from c2fmae.core.view_options import ColourOptions, ViewOptions
 
 _JITTER = (0.4, 0.4, 0.2, 0.1)
@@ -45,6 +46,25 @@ def dino() -> DinoConfig:
 def ibot() -> IBOTConfig:
     """iBOT: DINO, and the same for hidden patches, which the teacher sees (Zhou et al., 2022)."""
     return IBOTConfig(colour=MOCO_COLOURS[0], views=_large_and_local_views((0.05, 0.32)))
+
+
+@METHODS.register("attmask")
+def attmask() -> AttMaskConfig:
+    """AttMask: iBOT, but what the teacher attends to most is hidden, with hints (Kakogeorgiou et al., 2022)."""
+    temperature = Ramp(start=0.04, end=0.07, shape="linear", epochs=30)
+    return AttMaskConfig(
+        colour=MOCO_COLOURS[0],
+        views=_large_and_local_views((0.05, 0.25)),
+        teacher_temperature=temperature,
+        patch_teacher_temperature=temperature,
+        held_epochs=1,
+    )
+
+
+@METHODS.register("mst")
+def mst() -> MSTConfig:
+    """MST: DINO, but some patches of low attention are hidden and all pixels restored (Li et al., 2021)."""
+    return MSTConfig(colour=MOCO_COLOURS[0], views=_large_and_local_views((0.05, 0.25)))
 
 
 @METHODS.register("cmae")

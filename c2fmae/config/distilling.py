@@ -1,4 +1,4 @@
-"""Configs of self-distillation: DINO and iBOT."""
+"""Configs of self-distillation: DINO, iBOT, AttMask and MST."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -55,3 +55,40 @@ class IBOTConfig(DistillingConfig):
     """Probability that patches of a view are hidden."""
     patch_weight: float = Field(1.0, ge=0)
     """Weight of the loss of hidden patches beside that of images."""
+
+
+@METHOD_KINDS.register("attmask")
+class AttMaskConfig(IBOTConfig):
+    """AttMask: iBOT, but what the teacher attends to most is hidden (Kakogeorgiou et al., 2022).
+
+    The fraction of hidden patches is drawn for each step, not for each view.
+    """
+
+    implementation: ClassVar[str] = "c2fmae.methods.branches.attmask:AttMask.build"
+
+    kind: Literal["attmask"] = "attmask"  # type: ignore[assignment]
+    name: str = "attmask"
+    hint_fraction: UnitInterval = 0.1
+    """Fraction of most attended patches of which some are shown again (AttMask-Hint): a fraction that is drawn for each
+    step from `mask_ratio` too. With 0, none is (AttMask-High)."""
+
+
+@METHOD_KINDS.register("mst")
+class MSTConfig(DistillingConfig):
+    """MST: DINO, but patches of low attention are hidden, and all pixels are restored (Li et al., 2021).
+
+    This is from the paper's text, as there is no official code: the values of its own settings are chosen here.
+    """
+
+    implementation: ClassVar[str] = "c2fmae.methods.branches.mst:MST.build"
+
+    kind: Literal["mst"] = "mst"
+    name: str = "mst"
+    low_fraction: UnitInterval = 0.25
+    """Fraction of least attended patches of which some are hidden."""
+    mask_chance: UnitInterval = 0.5
+    """Probability that one of these patches is hidden."""
+    restorer_width: PositiveInt = 256
+    """Channels of the convolutions that restore the pixels."""
+    pixel_weight: float = Field(1.0, ge=0)
+    """Weight of the loss of pixels beside that of images."""

@@ -21,10 +21,8 @@ from c2fmae.methods import METHODS, Method, MethodTask, build_method
 from c2fmae.methods.branches.cmae import CMAE
 from c2fmae.methods.branches.collapse import measure_spread
 from c2fmae.methods.branches.dino import Dino
-from c2fmae.methods.branches.method import BranchMethod
 from c2fmae.methods.branches.model import BranchModel
 from c2fmae.methods.branches.simclr import SimCLR
-from c2fmae.methods.branches.views import ViewBatch
 from c2fmae.models.autoencoder import encode_visible
 from tests.methods import branch_processes
 from tests.methods.tiny_branches import (
@@ -36,6 +34,8 @@ from tests.methods.tiny_branches import (
     Run,
     draw_scenes,
     make_method,
+    perturb_teacher,
+    split_batch,
     standardise_in_float64,
 )
 
@@ -212,27 +212,10 @@ def test_blocks_are_compiled_for_each_size_of_the_views() -> None:
     assert METHODS.get("mae")().override(["early_image_sizes=[[0.5, [160, 160]]]"]).num_image_sizes == 2
 
 
-def split_batch(method: BranchMethod, step: int = 1, scenes: SceneBatch | None = None) -> ViewBatch:
-    """Return a batch as a step gets it, with the outputs of the teacher."""
-    task = method.build_task(PLAN, seed=0)
-    batch = draw_scenes(method) if scenes is None else scenes
-    (part,) = task.split(batch, num_micro_batches=1, step=step, progress=0.25, world=World())
-    return part
-
-
 def cross_entropy(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
     """Return the loss of each query, whose positive is the key of the same row."""
     logits = F.normalize(queries, dim=1) @ F.normalize(keys, dim=1).T / temperature
     return F.cross_entropy(logits, torch.arange(len(queries)), reduction="none")
-
-
-def perturb_teacher(method: BranchMethod) -> BranchModel:
-    """Move the teacher away from the student, so that they cannot be mistaken for each other."""
-    assert method.teacher is not None
-    generator = torch.Generator().manual_seed(1)
-    for parameter in method.teacher.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-    return method.teacher
 
 
 def test_each_view_of_moco_v3_finds_the_other_one() -> None:

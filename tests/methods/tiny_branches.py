@@ -13,6 +13,8 @@ from c2fmae.core.scene import SceneBatch
 from c2fmae.core.training import TrainingConfig, plan_training
 from c2fmae.methods import METHODS, build_method
 from c2fmae.methods.branches.method import BranchMethod
+from c2fmae.methods.branches.model import BranchModel
+from c2fmae.methods.branches.views import ViewBatch
 from c2fmae.methods.masked.model_inputs import standardise_maps
 
 ENCODER = ["encoder.name=test_vit", "encoder.patch_size=8", "encoder.depth=2", "image_size=[32, 32]"]
@@ -28,6 +30,8 @@ TINY = {
     "moco-v3": ["hidden=16", "out=8"],
     "dino": [*LOCAL, "held_epochs=0"],
     "ibot": [*LOCAL, "held_epochs=0", "mask_chance=0.9"],
+    "attmask": [*LOCAL, "held_epochs=0", "mask_chance=0.9", "hint_fraction=0.5"],
+    "mst": [*LOCAL, "held_epochs=0", "restorer_width=8"],
     "cmae": ["hidden=16", "out=8", *DECODERS],
 }
 NEED_WHOLE_BATCHES = ("simclr", "moco-v3", "cmae")
@@ -60,6 +64,23 @@ def draw_scenes(method: BranchMethod, seed: int = 0, world: World = SINGLE) -> S
     batch = SceneBatch(keys, {"rgb": draw(BATCH, 3, *config.image_size)}, (None,) * BATCH, views)
     size = BATCH // world.size
     return batch.slice_scenes(world.rank * size, (world.rank + 1) * size)
+
+
+def split_batch(method: BranchMethod, step: int = 1, scenes: SceneBatch | None = None) -> ViewBatch:
+    """Return a batch as a step gets it, with the outputs of the teacher."""
+    task = method.build_task(PLAN, seed=0)
+    batch = draw_scenes(method) if scenes is None else scenes
+    (part,) = task.split(batch, num_micro_batches=1, step=step, progress=0.25, world=World())
+    return part
+
+
+def perturb_teacher(method: BranchMethod) -> BranchModel:
+    """Move the teacher away from the student, so that they cannot be mistaken for each other."""
+    assert method.teacher is not None
+    generator = torch.Generator().manual_seed(1)
+    for parameter in method.teacher.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return method.teacher
 
 
 @dataclass(frozen=True)

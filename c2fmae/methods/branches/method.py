@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -101,8 +101,11 @@ class BranchMethod(ABC):
     @staticmethod
     def draw_masks(
         config: Any, grid: tuple[int, int], rows: range, generator: RowGenerator
-    ) -> dict[str, Bool[Tensor, "row patch"]]:
-        """Return the masks of views that depend on no model, in data workers, for rows of the global batch."""
+    ) -> dict[str, Shaped[Tensor, "row ..."]]:
+        """Return the masks of views, in data workers, for rows of the global batch.
+
+        Of masks that depend on a teacher, return what is random in them: the step does the rest.
+        """
         del config, grid, rows, generator
         return {}
 

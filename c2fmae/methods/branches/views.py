@@ -16,7 +16,7 @@ from c2fmae.masking.noise import RowGenerator
 from c2fmae.methods.masked.map_checks import check_images, require_map
 
 DrawMasks = Callable[[BranchConfig, tuple[int, int], range, RowGenerator], Mapping[str, Tensor]]
-"""A function that draws masks by name, given the grid of patches and the numbers of the images in the batch."""
+"""A method's `draw_masks`: it is given the grid of patches and the numbers of the images in the batch."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class ViewBatch:
     views: Mapping[str, Shaped[Tensor, "batch count channels height width"]]
     """Views by name: bytes until the task standardises them."""
     masks: Mapping[str, Shaped[Tensor, "batch ..."]]
+    """Masks by view, or what those depend on besides the teacher: what `draw_masks` has drawn."""
     first: int
     """Number of the first image in the global batch."""
     total: int
