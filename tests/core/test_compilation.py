@@ -8,9 +8,11 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir as temporary_cache_dir
+from torch.nn.parallel import DistributedDataParallel
 
 from c2fmae.core.compilation import KERNEL_CACHE_VARIABLE, compile_function, compile_model, run_eagerly
 from c2fmae.core.distributed import World
@@ -83,6 +85,8 @@ def learn(compiled_parts: CompiledParts, precision: str, *overrides: str) -> tup
         ("blocks", "bf16", ["encoder.drop_path=0.5"], 5),  # blocks with different rates are different graphs
         ("model", "fp32", ["encoder.grad_checkpointing=true"], 1),
         ("model", "bf16", [], 1),
+        ("blocks", "fp32", ["decoder.share=0.5"], 4),
+        ("model", "fp32", ["decoder.share=0.5"], 1),
     ],
 )
 def test_compiled_parts_give_the_same_bits_without_recompilation(
@@ -175,6 +179,27 @@ def test_each_shape_of_each_block_is_a_static_graph(monkeypatch: pytest.MonkeyPa
         for size in range(num_shapes):
             model(torch.ones(2 + size))
     assert counters["stats"]["unique_graphs"] == num_blocks * num_shapes
+
+
+@pytest.mark.compile
+def test_processes_that_average_gradients_leave_the_graphs_of_blocks_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = list[int]()
+
+    def record(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        del inputs
+        sizes.append(sum(node.op == "call_function" for node in graph.graph.nodes))
+        return graph.forward
+
+    use_backend(monkeypatch, record)
+    block = nn.Sequential(*(nn.Linear(512, 512) for _ in range(4)))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with torch._dynamo.config.patch(optimize_ddp=True):  # as it is by default
+            compile_model(model := Stack(block), "blocks")
+            DistributedDataParallel(model, bucket_cap_mb=1)(torch.ones(1, 512))
+    finally:
+        dist.destroy_process_group()
+    assert sizes == [4]
 
 
 @pytest.mark.compile

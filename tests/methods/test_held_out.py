@@ -1,4 +1,4 @@
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -141,6 +141,23 @@ def test_batches_are_distributed_over_ranks() -> None:
     for evaluator in evaluators:  # reads only its own scenes
         assert isinstance(evaluator.scenes, NoiseScenes)
         assert len(evaluator.scenes.read_indices) == sum(map(len, evaluator.batches.values()))
+
+
+def test_random_views_differ_between_scenes_and_not_between_numbers_of_processes() -> None:
+    def draw_numbers(world: World) -> dict[int, list[float]]:
+        evaluator = make_evaluator(100, 100, world)
+        numbers = dict[str, float]()
+
+        def record(scene: Scene, rng: np.random.Generator) -> Scene:
+            numbers[scene.key] = rng.random()
+            return scene
+
+        batches = replace(evaluator, view=record).batches
+        return {number: [numbers[key] for key in batch.keys] for number, batch in batches.items()}
+
+    expected = draw_numbers(World())
+    assert len({number for batch in expected.values() for number in batch}) == 100
+    assert draw_numbers(World(0, 3)) | draw_numbers(World(1, 3)) | draw_numbers(World(2, 3)) == expected
 
 
 def test_evaluations_are_repeatable_and_crop_scenes_once() -> None:
