@@ -182,7 +182,9 @@ def test_each_shape_of_each_block_is_a_static_graph(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.compile
-def test_processes_that_average_gradients_leave_the_graphs_of_blocks_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_average_gradients_leave_the_graphs_of_blocks_whole(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     sizes = list[int]()
 
     def record(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
@@ -192,7 +194,8 @@ def test_processes_that_average_gradients_leave_the_graphs_of_blocks_whole(monke
 
     use_backend(monkeypatch, record)
     block = nn.Sequential(*(nn.Linear(512, 512) for _ in range(4)))
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    store = dist.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         with torch._dynamo.config.patch(optimize_ddp=True):  # as it is by default
             compile_model(model := Stack(block), "blocks")
