@@ -277,4 +277,6 @@ def build_pretraining(
         probes = open_online_probes(
             config.watching.probes, backbone, config.data.train, world, num_workers=config.data.num_workers
         )
-    return Pretraining(config, scenes, evaluator, probes, plan, method, world)
+    pretraining = Pretraining(config, scenes, evaluator, probes, plan, method, world)
+    _ = pretraining.task  # a method may reject the plan: here, before anything is written
+    return pretraining

@@ -1,8 +1,9 @@
 """What the configs of two-branch methods share: a student, often a teacher, and several views of each image."""
 
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from c2fmae.config.method import MethodConfig
 from c2fmae.core.errors import UserError
@@ -13,6 +14,28 @@ from c2fmae.core.view_options import ColourOptions, ViewOptions
 Number = float | Ramp
 """A number, or one that changes in training."""
 Temperature = Annotated[float, Field(gt=0)]
+
+
+def _check_temperature(number: Number) -> Number:
+    lowest = min(_ends(number))
+    if lowest <= 0:
+        raise UserError(f"expected a temperature above 0, got {lowest:g}. Set it higher")
+    return number
+
+
+def _check_momentum(number: Number) -> Number:
+    for end in _ends(number):
+        if not 0 <= end <= 1:
+            raise UserError(f"expected a momentum from 0 to 1, got {end:g}. Change it")
+    return number
+
+
+def _ends(number: Number) -> tuple[float, float]:
+    return (number.start, number.end) if isinstance(number, Ramp) else (number, number)
+
+
+TeacherTemperature = Annotated[Number, AfterValidator(_check_temperature)]
+Momentum = Annotated[Number, AfterValidator(_check_momentum)]
 
 
 class BranchConfig(MethodConfig):
@@ -26,6 +49,13 @@ class BranchConfig(MethodConfig):
 
     required_views: ClassVar[tuple[str, ...]] = ()
     """Names of the views that the method reads besides `main`."""
+
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _add_norm(cls, encoder: Any) -> Any:
+        """Let the encoder end with a norm, also where a config sets other options of it alone."""
+        given = encoder.model_dump(exclude_unset=True) if isinstance(encoder, EncoderConfig) else encoder
+        return {"has_norm": True, **given} if isinstance(given, Mapping) else given
 
     @model_validator(mode="after")
     def _check_views(self) -> "BranchConfig":

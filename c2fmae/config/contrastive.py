@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from c2fmae.config.branches import BranchConfig, Number, Temperature
+from c2fmae.config.branches import BranchConfig, Momentum, Temperature
 from c2fmae.config.decoder import DecoderConfig
 from c2fmae.config.method import METHOD_KINDS
 from c2fmae.core.config import PositiveInt
@@ -45,7 +45,7 @@ class MoCoV1Config(ProjectorConfig):
     name: str = "moco-v1"
     out: PositiveInt = 128
     temperature: Temperature = 0.07
-    momentum: Number = 0.999
+    momentum: Momentum = 0.999
     """Momentum of the teacher."""
     queue_length: PositiveInt = 65536
     """Outputs of the teacher for earlier images that are stored; a multiple of the batch size."""
@@ -61,7 +61,7 @@ class MoCoV3Config(ProjectorConfig):
     kind: Literal["moco-v3"] = "moco-v3"
     name: str = "moco-v3"
     temperature: Temperature = 0.2
-    momentum: Number = Ramp(start=0.99, end=1.0)
+    momentum: Momentum = Ramp(start=0.99, end=1.0)
     """Momentum of the teacher."""
 
 
@@ -92,5 +92,5 @@ class CMAEConfig(ProjectorConfig):
     temperature: Temperature = 0.07
     contrast_weight: float = Field(1.0, ge=0)
     """Weight of the contrast beside the prediction of pixels; the contrast is multiplied by twice its temperature."""
-    momentum: Number = 0.996
+    momentum: Momentum = 0.996
     """Momentum of the teacher."""

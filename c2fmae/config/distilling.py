@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from c2fmae.config.branches import BranchConfig, Number, Temperature
+from c2fmae.config.branches import BranchConfig, Momentum, TeacherTemperature, Temperature
 from c2fmae.config.method import METHOD_KINDS
 from c2fmae.core.config import PositiveInt, UnitInterval
 from c2fmae.core.ramps import Ramp
@@ -21,8 +21,8 @@ class DistillingConfig(BranchConfig):
     prototypes: PositiveInt = 65536
     temperature: Temperature = 0.1
     """Temperature of the student."""
-    teacher_temperature: Number = Ramp(start=0.04, end=0.07, shape="linear", epochs=50)
-    momentum: Number = Ramp(start=0.996, end=1.0)
+    teacher_temperature: TeacherTemperature = Ramp(start=0.04, end=0.07, shape="linear", epochs=50)
+    momentum: Momentum = Ramp(start=0.996, end=1.0)
     """Momentum of the teacher."""
     centre_momentum: UnitInterval = 0.9
     held_epochs: Annotated[int, Field(ge=0)] = 3
@@ -48,7 +48,7 @@ class IBOTConfig(DistillingConfig):
     kind: Literal["ibot"] = "ibot"
     name: str = "ibot"
     prototypes: PositiveInt = 8192
-    patch_teacher_temperature: Number = Ramp(start=0.04, end=0.07, shape="linear", epochs=50)
+    patch_teacher_temperature: TeacherTemperature = Ramp(start=0.04, end=0.07, shape="linear", epochs=50)
     mask_ratio: tuple[UnitInterval, UnitInterval] = (0.1, 0.5)
     """Range of the fraction of the patches that are hidden in a view."""
     mask_chance: UnitInterval = 0.5

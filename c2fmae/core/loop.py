@@ -145,7 +145,10 @@ class TrainingState:
                 f"{config.ema:g}). Set it to null"
             )
         if config.sharded:
-            raise UserError("training.sharded: a method with a teacher cannot be sharded. Set it to false")
+            raise UserError(
+                "training.sharded: a method with a teacher cannot be sharded (expected false, got true). Set it to "
+                "false"
+            )
         return cls(model, optimiser, init_teacher(teacher, model))
 
     @cached_property

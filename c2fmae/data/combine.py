@@ -51,9 +51,9 @@ def select_granularities(scenes: Scenes, granularities: tuple[str, ...]) -> Scen
     """Return scenes with only some of their granularities."""
     present = scenes.info.granularities
     if missing := next((name for name in granularities if name not in present), None):
+        advice = ", or use another method, such as mae for images alone" if "rgb" in present else ""
         raise UserError(
-            f"{missing}: the scenes have no such map (got {', '.join(present)}). Add it to the data, or use another"
-            " method, such as mae for images alone"
+            f"{missing}: the scenes have no such map (got {', '.join(present)}). Add it to the data{advice}"
         )
     return scenes if set(present) == set(granularities) else SubsetScenes(scenes, granularities=granularities)
 

@@ -7,8 +7,9 @@ import torch
 import torch.distributed as dist
 
 from c2fmae.core.distributed import World
+from c2fmae.core.sharding import unshard_tensors
 from c2fmae.methods.branches import method
-from tests.methods.tiny_branches import TINY, Run, standardise_in_float64
+from tests.methods.tiny_branches import TINY, WITHOUT_TEACHER, Run, standardise_in_float64
 
 WORLD_SIZE = 2
 
@@ -18,6 +19,9 @@ def run_rank(rank: int, folder: Path) -> None:
     store = dist.FileStore(str(folder / "store"), WORLD_SIZE)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE, timeout=timedelta(seconds=60))
     vars(method)["standardise_maps"] = standardise_in_float64
-    runs = {name: Run.start(name, world=World(rank, WORLD_SIZE)) for name in TINY}
-    torch.save({name: (run.train(), run.training.named_tensors()) for name, run in runs.items()}, folder / f"{rank}.pt")
+    world = World(rank, WORLD_SIZE)
+    runs = {name: Run.start(name, world=world) for name in TINY}
+    runs |= {f"{name}, sharded": Run.start(name, world=world, sharded=True) for name in WITHOUT_TEACHER}
+    results = {name: (run.train(), unshard_tensors(run.training.named_tensors())) for name, run in runs.items()}
+    torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from c2fmae.core.distributed import World
 from c2fmae.core.loop import TrainingLoop, TrainingState
+from c2fmae.core.model_preparation import prepare_model
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.training import TrainingConfig, plan_training
 from c2fmae.methods import METHODS, build_method
@@ -35,6 +36,7 @@ TINY = {
     "cmae": ["hidden=16", "out=8", *DECODERS],
 }
 NEED_WHOLE_BATCHES = ("simclr", "moco-v3", "cmae")
+WITHOUT_TEACHER = ("simclr",)
 BATCH = 8
 SINGLE = World()
 PLAN = plan_training(TrainingConfig(steps=4, batch_size=BATCH, lr=1e-3), num_samples=16, world_size=1)
@@ -92,12 +94,26 @@ class Run:
     training: TrainingState
 
     @classmethod
-    def start(cls, name: str, *overrides: str, micro_batch: int | None = None, world: World = SINGLE) -> "Run":
+    def start(
+        cls,
+        name: str,
+        *overrides: str,
+        micro_batch: int | None = None,
+        world: World = SINGLE,
+        sharded: bool = False,
+    ) -> "Run":
         """Start a run in double precision."""
         method = make_method(name, *overrides)
         config = TrainingConfig(
-            steps=4, batch_size=BATCH, micro_batch=micro_batch, lr=1e-3, precision="fp32", weight_decay=0.1
+            steps=4,
+            batch_size=BATCH,
+            micro_batch=micro_batch,
+            lr=1e-3,
+            precision="fp32",
+            weight_decay=0.1,
+            sharded=sharded,
         )
+        prepare_model(method.model, config, world)
         plan = plan_training(config, num_samples=16, world_size=world.size)
         loop = TrainingLoop(method.build_task(plan, seed=0), config, plan, world)
         return cls(method, loop, TrainingState.create(method.model, config, method.teacher))

@@ -56,10 +56,11 @@ class MoCoV1(BranchMethod):
 
     def build_task(self, plan: TrainingPlan, *, seed: int, compiled_parts: CompiledParts = "off") -> BranchTask:
         """Return the training task. Raise a `UserError` if batches do not fill the queue evenly."""
-        if self.config.queue_length % plan.batch_size:
+        length, size = self.config.queue_length, plan.batch_size
+        if length % size:
             raise UserError(
-                f"method.queue_length: expected a multiple of the batch of {plan.batch_size}, got "
-                f"{self.config.queue_length}. Change one of them"
+                f"method.queue_length: expected a multiple of the batch of {size}, got {length}. Set it to "
+                f"{max(length // size, 1) * size}"
             )
         return super().build_task(plan, seed=seed, compiled_parts=compiled_parts)
 

@@ -1,0 +1,116 @@
+"""Runs of two-branch methods that cannot work are refused by one sentence, before anything is written."""
+
+from pathlib import Path
+
+import pytest
+
+from c2fmae.config.distilling import DinoConfig
+from c2fmae.config.pretrain import PretrainConfig
+from c2fmae.core.errors import UserError
+from c2fmae.core.specs import EncoderConfig
+from c2fmae.core.training import TrainingConfig
+from c2fmae.data import Scenes, open_scenes
+from c2fmae.data.combine import select_granularities
+from c2fmae.methods import METHODS
+from c2fmae.pretrain import pretrain
+from tests.methods.tiny_branches import ENCODER, TINY
+
+TRAINING = TrainingConfig(steps=2, batch_size=8, lr=1e-3, warmup_steps=0)
+GENERATED = "data.train={name: generated, options: {size: 32, length: 16}}"
+VIEWS: dict[str, object] = {"second": {}, "local": {}}
+
+
+def start(out: Path, name: str, *overrides: str, scenes: Scenes | None = None) -> None:
+    method = METHODS.get(name)().override([*ENCODER, *TINY[name]])
+    config = PretrainConfig(method=method, training=TRAINING).override([GENERATED, "data.workers=0", *overrides])
+    pretrain(config, out, scenes=scenes)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("name", "override", "text"),
+    [
+        (
+            "simclr",
+            "training.batch_size=1",
+            "training.batch_size: simclr compares images (expected at least 2, got 1). Set it higher",
+        ),
+        (
+            "cmae",
+            "training.micro_batch=2",
+            "training.micro_batch: the heads or the loss of cmae compare the images of a batch, which a process must "
+            "compute at once (expected 1 micro-batch of 8, got 4). Set micro_batch to null, and lower batch_size or "
+            "use more processes",
+        ),
+        (
+            "moco-v1",
+            "method.queue_length=20",
+            "method.queue_length: expected a multiple of the batch of 8, got 20. Set it to 16",
+        ),
+        (
+            "moco-v1",
+            "method.queue_length=4",
+            "method.queue_length: expected a multiple of the batch of 8, got 4. Set it to 8",
+        ),
+        (
+            "dino",
+            "training.sharded=true",
+            "training.sharded: a method with a teacher cannot be sharded (expected false, got true). Set it to false",
+        ),
+        (
+            "ibot",
+            "training.ema=0.99",
+            "training.ema: a method with a teacher has averaged weights, those of its teacher (expected null, got "
+            "0.99). Set it to null",
+        ),
+        (
+            "moco-v3",
+            "training.compile=model",
+            "training.compile: expected blocks or off with two branches, got model. Set it to blocks",
+        ),
+    ],
+)
+def test_a_run_that_cannot_work_is_refused(name: str, override: str, text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        start(tmp_path / "run", name, override)
+    assert str(caught.value) == text
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.unchecked
+def test_views_need_images(tmp_path: Path) -> None:
+    maps = select_granularities(open_scenes("generated", size=32, length=16), ("semantic",))
+    with pytest.raises(UserError) as caught:
+        start(tmp_path / "run", "simclr", scenes=maps)
+    assert str(caught.value) == "rgb: the scenes have no such map (got semantic). Add it to the data"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"momentum": 1.5}, "DinoConfig: momentum: expected a momentum from 0 to 1, got 1.5. Change it"),
+        (
+            {"momentum": {"start": -0.1, "end": 1}},
+            "DinoConfig: momentum: expected a momentum from 0 to 1, got -0.1. Change it",
+        ),
+        (
+            {"teacher_temperature": {"start": 0.04, "end": 0}},
+            "DinoConfig: teacher_temperature: expected a temperature above 0, got 0. Set it higher",
+        ),
+    ],
+)
+def test_numbers_that_change_stay_in_their_range(values: dict[str, object], text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        DinoConfig.from_dict({"views": VIEWS, **values})
+    assert str(caught.value) == text
+
+
+def test_the_encoder_ends_with_a_norm_unless_a_config_says_otherwise() -> None:
+    def has_norm(**values: object) -> bool:
+        return DinoConfig.from_dict({"views": VIEWS, **values}).encoder.has_norm
+
+    assert has_norm()
+    assert has_norm(encoder={"name": "vit_tiny_patch16_224"})
+    assert has_norm(encoder=EncoderConfig(depth=4))
+    assert not has_norm(encoder={"name": "vit_tiny_patch16_224", "has_norm": False})
+    assert not has_norm(encoder=EncoderConfig(has_norm=False))
