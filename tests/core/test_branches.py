@@ -260,7 +260,10 @@ def test_a_teacher_excludes_other_averages_and_sharding() -> None:
             "training.ema: a method with a teacher has averaged weights, those of its teacher (expected null, got "
             "0.99). Set it to null",
         ),
-        ({"sharded": True}, r"training\.sharded: a method with a teacher cannot be sharded \(expected false, got true"),
+        (
+            {"sharded": True},
+            "training.sharded: a method with a teacher cannot be sharded (expected false, got true). Set it to false",
+        ),
     ):
         config = TrainingConfig(steps=1, lr=1.0, **settings)
         with pytest.raises(UserError) as caught:

@@ -105,7 +105,7 @@ def test_numbers_that_change_stay_in_their_range(values: dict[str, object], text
     assert str(caught.value) == text
 
 
-def test_the_encoder_ends_with_a_norm_unless_a_config_says_otherwise() -> None:
+def test_the_encoder_ends_with_a_norm_unless_a_config_removes_it() -> None:
     def has_norm(**values: object) -> bool:
         return DinoConfig.from_dict({"views": VIEWS, **values}).encoder.has_norm
 
