@@ -1,6 +1,10 @@
-"""Distillation without labels: a student predicts how a teacher distributes an image over prototypes (DINO, iBOT)."""
+"""Distillation without labels: a student predicts how a teacher distributes an image over prototypes, or its features.
+
+The first is that of DINO and iBOT, the second that of LUT.
+"""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -36,6 +40,12 @@ def distil_views(
     num_teacher, num_student = len(teacher), len(student)
     is_same = torch.eye(num_teacher, num_student, dtype=torch.bool, device=student.device)
     return pairs.masked_fill(is_same, 0).sum(dim=(1, 2)) / (num_teacher * num_student - num_teacher)
+
+
+def cosine_loss(student: Float[Tensor, "*batch dim"], teacher: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
+    """Return the squared distance between features that are scaled to length 1: 2 - 2 cos."""
+    student, teacher = _to_full_precision(student), _to_full_precision(teacher)
+    return 2 - 2 * F.cosine_similarity(student, teacher, dim=-1)
 
 
 def average_masked(

@@ -39,13 +39,39 @@ class BatchStatisticsNorm(nn.Module):
         return sum_over_ranks(totals) if self.training else totals
 
 
+class GroupStatisticsNorm(nn.Module):
+    """A batch norm of groups of consecutive images, whose statistics are over the images of a group and their tokens.
+
+    Where each process holds whole groups, the results depend neither on the number of processes nor on micro-batches.
+    A last group may be smaller. There are no running statistics.
+    """
+
+    def __init__(self, dim: int, group: int, *, eps: float = 1e-5, is_affine: bool = True) -> None:
+        super().__init__()
+        self.group = group
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim)) if is_affine else None
+        self.bias = nn.Parameter(torch.zeros(dim)) if is_affine else None
+
+    def forward(self, x: Float[Tensor, "batch *token dim"]) -> Float[Tensor, "batch *token dim"]:
+        """Return the normed features, at least in float32."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return torch.cat([self._normalise(images) for images in x.split(self.group)])
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)
+        normed = F.batch_norm(rows, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        return normed.view(x.shape)
+
+
 HeadNorm = Literal["batch", "layer", "none"]
 
 
 class MLPHead(nn.Sequential):
     """Linear layers with a norm and ReLU between them, and a norm at the end unless `last_norm` is `none`.
 
-    `plain` is a norm without weight and bias. `bias` is that of all linear layers; before a norm it has no effect.
+    `plain` is a norm without weight and bias. `bias` is that of all linear layers; before a norm it has no effect. With
+    a `group`, the statistics of batch norms are those of this number of consecutive images instead of the whole batch.
     """
 
     def __init__(
@@ -59,6 +85,7 @@ class MLPHead(nn.Sequential):
         last_norm: Literal["none", "plain", "affine"] = "none",
         bias: bool = False,
         norm_eps: float = 1e-5,
+        group: int | None = None,
     ) -> None:
         if norm == "none" and last_norm != "none":
             raise ValueError(f"last_norm: expected 'none', as norm is 'none', got {last_norm!r}")
@@ -68,7 +95,8 @@ class MLPHead(nn.Sequential):
             is_last = index == depth - 1
             layers.append(nn.Linear(dims[index], dims[index + 1], bias=bias))
             if not is_last or last_norm != "none":
-                layers += _create_norm(norm, dims[index + 1], norm_eps, is_affine=not is_last or last_norm == "affine")
+                is_affine = not is_last or last_norm == "affine"
+                layers += _create_norm(norm, dims[index + 1], norm_eps, group, is_affine=is_affine)
             if not is_last:
                 layers.append(nn.ReLU())
         super().__init__(*layers)
@@ -100,7 +128,9 @@ class PrototypeHead(nn.Module):
         return self.prototypes(F.normalize(self.mlp(x), dim=-1))  # type: ignore[no-any-return]
 
 
-def _create_norm(kind: HeadNorm, dim: int, eps: float, *, is_affine: bool) -> list[nn.Module]:
+def _create_norm(kind: HeadNorm, dim: int, eps: float, group: int | None, *, is_affine: bool) -> list[nn.Module]:
+    if kind == "batch" and group is not None:
+        return [GroupStatisticsNorm(dim, group, eps=eps, is_affine=is_affine)]
     if kind == "batch":
         return [BatchStatisticsNorm(dim, eps=eps, is_affine=is_affine)]
     return [nn.LayerNorm(dim, eps=eps, elementwise_affine=is_affine)] if kind == "layer" else []

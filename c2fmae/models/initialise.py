@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from timm.layers.layer_scale import LayerScale
 from torch import Tensor, nn
 
 _TOKEN_STD = 0.02
@@ -48,6 +49,14 @@ def initialise_heads(heads: nn.Module, generator: torch.Generator) -> None:
                 module.weight.normal_(0, _TOKEN_STD, generator=generator)
                 if module.bias is not None:
                     module.bias.zero_()
+
+
+def fill_layer_scales(model: nn.Module, value: float) -> None:
+    """Set all layer scales to a value, in place."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, LayerScale):
+                module.gamma.fill_(value)
 
 
 def rescale_residual_outputs(blocks: Iterable[nn.Module]) -> None:

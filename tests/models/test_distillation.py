@@ -8,6 +8,7 @@ from torch import Tensor
 from c2fmae.models.distillation import (
     average_masked,
     compute_entropy,
+    cosine_loss,
     distil,
     distil_views,
     sharpen,
@@ -108,3 +109,13 @@ def test_probabilities_are_not_rounded_under_autocast() -> None:
         assert torch.equal(distil_views(student, sharpen(teacher, centre, TEACHER), STUDENT), expected)
     assert sharpen(teacher.bfloat16(), centre, TEACHER).dtype == torch.float32
     assert distil(student.bfloat16()[0], student[0].softmax(dim=1), STUDENT).dtype == torch.float32
+
+
+def test_the_cosine_loss_is_the_squared_distance_of_directions() -> None:
+    student, teacher = draw(BATCH, PATCHES, 4).requires_grad_(), draw(BATCH, PATCHES, 4, seed=1)
+    distance = F.normalize(student, dim=-1) - F.normalize(teacher, dim=-1)
+    assert_same(cosine_loss(student, 3 * teacher).sum(), distance.square().sum(), student)
+    torch.testing.assert_close(cosine_loss(student, -2 * student), torch.full((BATCH, PATCHES), 4.0).double())
+    rounded = student.bfloat16(), teacher.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(cosine_loss(*rounded), cosine_loss(*(features.float() for features in rounded)))

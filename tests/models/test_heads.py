@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from c2fmae.models import heads
-from c2fmae.models.heads import BatchStatisticsNorm, MLPHead, PrototypeHead
+from c2fmae.models.heads import BatchStatisticsNorm, GroupStatisticsNorm, MLPHead, PrototypeHead
 from tests.models.tiny_models import draw_normal, randomise_parameters
 
 pytestmark = pytest.mark.numeric
@@ -56,6 +56,41 @@ def test_statistics_are_not_rounded_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(norm(x), norm(x.float()))
         assert norm(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("is_affine", [True, False])
+@pytest.mark.parametrize(("group", "sizes"), [(5, [5]), (2, [2, 2, 1]), (8, [5])], ids=["batch", "groups", "larger"])
+def test_the_norm_of_each_group_equals_torchs(group: int, sizes: list[int], is_affine: bool, is_training: bool) -> None:
+    ours = randomise_parameters(GroupStatisticsNorm(6, group, eps=1e-3, is_affine=is_affine)).double()
+    theirs = nn.BatchNorm1d(6, eps=1e-3, affine=is_affine, track_running_stats=False).double()
+    copy_weights(ours, theirs)
+    inputs, weights = [(3 + 2 * draw(5, 3, 6)).requires_grad_() for _ in range(2)], draw(5, 3, 6, seed=1)
+    found = ours.train(is_training)(inputs[0])
+    expected = torch.cat([theirs(images.flatten(0, 1)).view(-1, 3, 6) for images in inputs[1].split(sizes)])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=0, atol=1e-12)
+    for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad, rtol=0, atol=1e-12)
+    assert list(ours.buffers()) == []
+
+
+def test_statistics_of_groups_are_not_rounded_under_autocast() -> None:
+    norm, x = GroupStatisticsNorm(6, 4), draw_normal(8, 6).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(norm(x), norm(x.float()))
+        assert norm(x).dtype == torch.float32
+
+
+def test_a_projector_of_groups_is_that_of_batches_for_each_group() -> None:
+    batches, groups = (MLPHead(6, 8, 4, depth=3, last_norm="plain", group=group).double() for group in (None, 2))
+    copy_weights(batches, groups)
+    x = draw(4, 3, 6)
+    expected = torch.cat([batches(images) for images in x.split(2)])
+    torch.testing.assert_close(groups(x), expected, rtol=0, atol=1e-12)
+    assert not torch.allclose(groups(x), batches(x))
 
 
 @pytest.mark.parametrize("depth", [2, 3])
