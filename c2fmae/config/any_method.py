@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import PlainValidator, SerializeAsAny, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from c2fmae.config import contrastive, distilling  # noqa: F401 - they register kinds
+from c2fmae.config import contrastive, distilling, masked_branches  # noqa: F401 - they register kinds
 from c2fmae.config.masked_method import MaskedConfig
 from c2fmae.config.method import METHOD_KINDS, MethodConfig
 from c2fmae.core.config import describe_validation_error

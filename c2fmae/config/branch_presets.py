@@ -1,9 +1,11 @@
 """Two-branch methods by name, with the views of their papers."""
 
-from c2fmae.config.contrastive import CMAEConfig, MoCoV1Config, MoCoV3Config, SimCLRConfig
+from c2fmae.config.contrastive import MoCoV1Config, MoCoV3Config, SimCLRConfig
 from c2fmae.config.distilling import AttMaskConfig, DinoConfig, IBOTConfig, MSTConfig
+from c2fmae.config.masked_branches import CMAEConfig, ConMIMConfig, LUTConfig
 from c2fmae.config.method import METHODS
 from c2fmae.core.ramps import Ramp
+from c2fmae.core.specs import EncoderConfig
 from c2fmae.core.view_options import ColourOptions, ViewOptions
 
 _JITTER = (0.4, 0.4, 0.2, 0.1)
@@ -16,6 +18,8 @@ LOCAL_COLOUR = ColourOptions(jitter=_JITTER, grey_chance=0.2, blur_chance=0.5)
 SIMCLR_COLOUR = ColourOptions(jitter=(0.8, 0.8, 0.8, 0.2), grey_chance=0.2, blur_chance=0.5)
 MOCO_V1_COLOUR = ColourOptions(jitter=(0.4, 0.4, 0.4, 0.4), jitter_chance=1.0, grey_chance=0.2)
 CMAE_COLOUR = ColourOptions(jitter=(0.4, 0.4, 0.4, 0.1), grey_chance=0.2, blur_chance=0.5)
+LUT_COLOUR = ColourOptions(jitter=_JITTER, grey_chance=1 / 3, blur_chance=1 / 3, solarise_chance=1 / 3)
+"""In the paper one of the last three is drawn; here each is drawn for itself."""
 
 
 @METHODS.register("simclr")
@@ -71,6 +75,21 @@ def mst() -> MSTConfig:
 def cmae() -> CMAEConfig:
     """CMAE: MAE, and decoded features find a slow teacher's of the same image, moved and in other colours (2023)."""
     return CMAEConfig(views={"target": ViewOptions(crop="shifted", shift=31, colour=CMAE_COLOUR)})
+
+
+@METHODS.register("lut")
+def lut() -> LUTConfig:
+    """LUT: MAE, and visible patches predict a slow teacher's mean feature of another view (Kim et al., 2024)."""
+    return LUTConfig(views={"second": ViewOptions(colour=LUT_COLOUR)})
+
+
+@METHODS.register("conmim")
+def conmim() -> ConMIMConfig:
+    """ConMIM: hidden patches find a slow teacher's output for the same patch in other colours (Yi et al., 2023)."""
+    return ConMIMConfig(
+        encoder=EncoderConfig(name="deit3_base_patch16_224", has_norm=True),  # a ViT-B with layer scales
+        views={"target": ViewOptions(crop="main", colour=MOCO_COLOURS[1])},
+    )
 
 
 def _large_and_local_views(scale: tuple[float, float]) -> dict[str, ViewOptions]:

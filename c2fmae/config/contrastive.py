@@ -1,14 +1,10 @@
-"""Configs of contrastive methods: SimCLR, MoCo and CMAE."""
+"""Configs of contrastive methods: SimCLR and MoCo."""
 
-from typing import Annotated, ClassVar, Literal
-
-from pydantic import Field
+from typing import ClassVar, Literal
 
 from c2fmae.config.branches import BranchConfig, Momentum, Temperature
-from c2fmae.config.decoder import DecoderConfig
 from c2fmae.config.method import METHOD_KINDS
 from c2fmae.core.config import PositiveInt
-from c2fmae.core.decoder_options import JointOptions
 from c2fmae.core.ramps import Ramp
 
 
@@ -62,35 +58,4 @@ class MoCoV3Config(ProjectorConfig):
     name: str = "moco-v3"
     temperature: Temperature = 0.2
     momentum: Momentum = Ramp(start=0.99, end=1.0)
-    """Momentum of the teacher."""
-
-
-CMAE_DECODER = JointOptions(dim=512, num_heads=16, depth=8, has_norm=True)
-CMAE_FEATURE_DECODER = JointOptions(dim=512, num_heads=16, depth=2, has_norm=True)
-
-
-@METHOD_KINDS.register("cmae")
-class CMAEConfig(ProjectorConfig):
-    """CMAE: MAE, and the mean of a second decoder's features finds its image's own (Huang et al., 2023)."""
-
-    implementation: ClassVar[str] = "c2fmae.methods.branches.cmae:CMAE.build"
-    required_views: ClassVar[tuple[str, ...]] = ("target",)
-
-    kind: Literal["cmae"] = "cmae"
-    name: str = "cmae"
-    hidden: PositiveInt = 1536
-    decoder: DecoderConfig = Field(default_factory=lambda: DecoderConfig(name="joint", options=CMAE_DECODER))
-    """Decoder that predicts pixels."""
-    feature_decoder: DecoderConfig = Field(
-        default_factory=lambda: DecoderConfig(name="joint", options=CMAE_FEATURE_DECODER)
-    )
-    """Decoder of the features that are compared."""
-    mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.65
-    """Fraction of the units that are hidden."""
-    mask_unit: PositiveInt = 2
-    """Side of a unit of patches, which are hidden together."""
-    temperature: Temperature = 0.07
-    contrast_weight: float = Field(1.0, ge=0)
-    """Weight of the contrast beside the prediction of pixels; the contrast is multiplied by twice its temperature."""
-    momentum: Momentum = 0.996
     """Momentum of the teacher."""

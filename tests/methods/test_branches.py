@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Mapping
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.masks import Masks
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.training import TrainingConfig, plan_training
+from c2fmae.exports.as_timm import timm_target
 from c2fmae.masking.noise import RowGenerator
 from c2fmae.methods import METHODS, Method, MethodTask, build_method
 from c2fmae.methods.branches.cmae import CMAE
@@ -24,6 +27,7 @@ from c2fmae.methods.branches.dino import Dino
 from c2fmae.methods.branches.model import BranchModel
 from c2fmae.methods.branches.simclr import SimCLR
 from c2fmae.models.autoencoder import encode_visible
+from c2fmae.models.backbones import Backbone
 from tests.methods import branch_processes
 from tests.methods.tiny_branches import (
     BATCH,
@@ -115,6 +119,28 @@ def test_held_out_losses_are_sums_over_images(name: str) -> None:
     assert sums.keys() == method.loss_weights.keys()
     assert all(count.item() == BATCH and total.isfinite() for total, count in sums.values())
     assert all(torch.equal(again[key][0], total) for key, (total, _) in sums.items())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_encoder_is_exported_to_timm(name: str, tmp_path: Path) -> None:
+    method = make_method(name)
+    model = method.model.float()
+    backbone = Backbone(method.config.backbone_spec(), model.embeddings, model.encoder, nn.Identity()).eval()
+    timm_target(backbone).write(tmp_path)
+    exported: Any = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(exported.forward_features(images), model.eval().encode(images))
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name != "simclr"])
+def test_the_teacher_computes_the_same_targets_twice(name: str) -> None:
+    method = make_method(name, "encoder.drop_path=0.5")
+    part = split_batch(method)
+    first, second = method.compute_targets(part), method.compute_targets(part)
+    assert all(torch.equal(first[key], value) for key, value in second.items())
+    method.model.train()
+    assert not torch.equal(*(method.model.encode(part.images("main")) for _ in range(2)))
 
 
 def test_the_prototypes_are_held_in_the_first_epochs() -> None:

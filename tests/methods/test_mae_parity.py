@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from c2fmae.core.masks import Masks
 from c2fmae.masking import random_mask
-from c2fmae.methods import METHODS, MaskedAutoencoding
+from c2fmae.masking.noise import RowGenerator
+from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
+from c2fmae.methods.branches.method import BranchMethod
+from c2fmae.methods.branches.views import ViewBatch
 from c2fmae.models import Embeddings, Encoder
 from c2fmae.models.image_encoder import ImageEncoder
 from tests.methods.official_positions import official_sincos_table
@@ -161,3 +164,50 @@ def test_visible_patches_are_encoded_as_in_transformers() -> None:
     encoder = ImageEncoder(embeddings, trunk)
     found = encoder.compute_latents(maps["rgb"], visible_idx=noise.argsort(dim=1)[:, : expected.shape[1] - 1])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+BRANCH_OVERRIDES = [
+    *["encoder.name=test_vit", "image_size=[64, 64]", "hidden=16"],
+    *["decoder.options.dim=32", "decoder.options.num_heads=4", "decoder.options.depth=2"],
+]
+OWN_OVERRIDES = {
+    "cmae": [
+        *["out=8", "mask_unit=1", "mask_ratio=0.75", "contrast_weight=0"],
+        *["feature_decoder.options.dim=32", "feature_decoder.options.num_heads=4", "feature_decoder.options.depth=1"],
+    ],
+    "lut": ["context_weight=0"],
+}
+
+
+@pytest.mark.parametrize("name", OWN_OVERRIDES)
+def test_pixel_losses_of_two_branch_methods_equal_transformers(name: str) -> None:
+    method = build_method(METHODS.get(name)().override([*BRANCH_OVERRIDES, *OWN_OVERRIDES[name]]), seed=0)
+    assert isinstance(method, BranchMethod)
+    _, theirs, maps, _, _ = build_both((64, 64))
+    noise = RowGenerator(0).draw_uniform(1, range(BATCH), 16)
+    expected = theirs(pixel_values=maps["rgb"], noise=noise)
+    expected.loss.backward()
+
+    renamed = {"heads.rgb.": "heads.pixels.", "decoder.": "heads.decoder."}
+
+    def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        for old, new in renamed.items():
+            tensors = {new + key.removeprefix(old) if key.startswith(old) else key: tensors[key] for key in tensors}
+        return dict(tensors)
+
+    missing, unexpected = method.model.load_state_dict(convert(convert_names(theirs.state_dict())), strict=False)
+    assert unexpected == []
+    assert {key.split(".")[1] for key in missing} <= {"feature_decoder", "features", "projector", "predictor"}
+    drawn = method.draw_masks(method.config, (4, 4), range(BATCH), RowGenerator(0))
+    assert torch.equal(drawn["main"], expected.mask.bool())
+    images = maps["rgb"].unsqueeze(1)
+    views = {"main": images, **dict.fromkeys(method.config.required_views, images.flip(4))}
+    batch = ViewBatch(("image",) * BATCH, views, drawn, 0, BATCH, numbers=method.final_numbers)
+    (batch,) = method.add_targets([batch])
+    loss = method.average(method.compute_losses(method.model, batch), BATCH)
+    loss.total.backward()
+    torch.testing.assert_close(loss.total, expected.loss, atol=1e-5, rtol=1e-5)
+    gradients = {key: p.grad for key, p in method.model.named_parameters()}
+    theirs_by_name = {key: p.grad for key, p in theirs.named_parameters() if p.grad is not None}
+    for key, gradient in convert(convert_names(theirs_by_name)).items():
+        torch.testing.assert_close(gradients[key], gradient, atol=1e-5, rtol=1e-5, msg=key)

@@ -25,6 +25,7 @@ DECODERS = [
     for decoder in ("decoder", "feature_decoder")
     for option in ("dim=32", "num_heads=4", "depth=1")
 ]
+LAYER_SCALES = ["encoder.name=deit3_base_patch16_224", "encoder.dim=64", "encoder.num_heads=2"]
 TINY = {
     "simclr": ["hidden=16", "out=8"],
     "moco-v1": ["queue_length=16", "out=8"],
@@ -34,6 +35,8 @@ TINY = {
     "attmask": [*LOCAL, "held_epochs=0", "mask_chance=0.9", "hint_fraction=0.5"],
     "mst": [*LOCAL, "held_epochs=0", "restorer_width=8"],
     "cmae": ["hidden=16", "out=8", *DECODERS],
+    "lut": ["hidden=16", *DECODERS[:3]],
+    "conmim": [*LAYER_SCALES, "hidden=16", "out=8", "group=2"],
 }
 NEED_WHOLE_BATCHES = ("simclr", "moco-v3", "cmae")
 WITHOUT_TEACHER = ("simclr",)
@@ -72,7 +75,7 @@ def split_batch(method: BranchMethod, step: int = 1, scenes: SceneBatch | None =
     """Return a batch as a step gets it, with the outputs of the teacher."""
     task = method.build_task(PLAN, seed=0)
     batch = draw_scenes(method) if scenes is None else scenes
-    (part,) = task.split(batch, num_micro_batches=1, step=step, progress=0.25, world=World())
+    (part,) = task.split(batch, num_micro_batches=1, step=step, progress=0.25, world=SINGLE)
     return part
 
 

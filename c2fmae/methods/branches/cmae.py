@@ -2,18 +2,16 @@
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from c2fmae.config.contrastive import CMAEConfig
-from c2fmae.core.errors import UserError
+from c2fmae.config.masked_branches import CMAEConfig
 from c2fmae.core.masks import Masks
 from c2fmae.masking.noise import RowGenerator
-from c2fmae.masking.selection import random_mask
-from c2fmae.masking.units import count_masked_units, repeat_units
+from c2fmae.masking.units import count_masked_units
 from c2fmae.methods.branches.collapse import measure_spread
 from c2fmae.methods.branches.method import BranchMethod, ImageLosses
 from c2fmae.methods.branches.model import BranchModel
+from c2fmae.methods.branches.unit_masks import check_units, hide_units
 from c2fmae.methods.branches.views import ViewBatch
 from c2fmae.models.autoencoder import encode_visible
 from c2fmae.models.contrast import info_nce
@@ -37,12 +35,7 @@ class CMAE(BranchMethod):
     @classmethod
     def create_heads(cls, config: CMAEConfig, dim: int, patch_size: int) -> dict[str, nn.Module]:
         """Return two decoders, the layer that predicts pixels, the projector and the predictor."""
-        rows, columns = (side // patch_size for side in config.image_size)
-        if rows % config.mask_unit or columns % config.mask_unit:
-            raise UserError(
-                f"method.mask_unit: expected a divisor of {rows}×{columns} patches, got {config.mask_unit}. Change it, "
-                "or method.image_size"
-            )
+        check_units(config, patch_size)
         layout = DecoderLayout(encoder_dim=dim, granularities=("rgb",), stages={"rgb": "rgb"})
         hidden, out = config.hidden, config.out
         return {
@@ -59,11 +52,7 @@ class CMAE(BranchMethod):
         config: CMAEConfig, grid: tuple[int, int], rows: range, generator: RowGenerator
     ) -> dict[str, Tensor]:
         """Hide units of patches at random, as many in every image."""
-        size = config.mask_unit
-        num_units = grid[0] // size * (grid[1] // size)
-        num_masked = torch.full((len(rows),), count_masked_units(num_units, config.mask_ratio))
-        units = random_mask(generator.draw_uniform(1, rows, num_units), num_masked)
-        return {"main": repeat_units(units, grid, size)}
+        return {"main": hide_units(config, grid, rows, generator)}
 
     @property
     def loss_weights(self) -> dict[str, float]:
