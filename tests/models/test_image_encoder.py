@@ -131,6 +131,14 @@ def test_the_attention_of_the_class_token_equals_that_of_a_hook(registers: int) 
     assert_close(attention, seen[0][:, :, 1 + registers :])
 
 
+def test_the_attention_has_full_precision_under_autocast() -> None:
+    encoder = make_encoder(make_tiny_vit())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        _, attention = encoder.forward_with_cls_attention(IMAGES)
+    assert attention.dtype == torch.float32
+    assert (attention.bfloat16() != attention).any()  # otherwise many patches have the same attention
+
+
 def test_unreadable_attention_is_refused() -> None:
     with pytest.raises(UserError, match=r"^encoder: the attention of this ViT cannot be read. Use one such as "):
         make_encoder(make_tiny_vit(class_token=False, global_pool="avg")).forward_with_cls_attention(IMAGES)
