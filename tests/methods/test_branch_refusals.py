@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from c2fmae.config.distilling import DinoConfig
 from c2fmae.config.pretrain import PretrainConfig
@@ -11,7 +12,7 @@ from c2fmae.core.specs import EncoderConfig
 from c2fmae.core.training import TrainingConfig
 from c2fmae.data import Scenes, open_scenes
 from c2fmae.data.combine import select_granularities
-from c2fmae.methods import METHODS
+from c2fmae.methods import METHODS, build_method
 from c2fmae.pretrain import pretrain
 from tests.methods.tiny_branches import ENCODER, TINY
 
@@ -75,6 +76,21 @@ def test_a_run_that_cannot_work_is_refused(name: str, override: str, text: str, 
         start(tmp_path / "run", name, override)
     assert str(caught.value) == text
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_class_token_is_needed_where_it_is_read(name: str) -> None:
+    config = METHODS.get(name)().override(["encoder.name=vit_medium_patch16_gap_240", "encoder.depth=1"])
+    with torch.device("meta"):
+        if name in ("cmae", "lut", "conmim"):
+            assert build_method(config).compute_cost().flops > 0
+            return
+        with pytest.raises(UserError) as caught:
+            build_method(config)
+    assert str(caught.value) == (
+        f"method.encoder.name: {name} reads the class token (expected a ViT that has one, got "
+        "vit_medium_patch16_gap_240). Use one such as vit_base_patch16_224"
+    )
 
 
 @pytest.mark.unchecked

@@ -30,6 +30,7 @@ class CMAE(BranchMethod):
 
     config: CMAEConfig
     teacher_heads: ClassVar[tuple[str, ...]] = ("projector",)
+    reads_class_token: ClassVar[bool] = False
     gathered_targets: ClassVar[tuple[str, ...]] = ("target",)
 
     @classmethod

@@ -30,6 +30,7 @@ class ConMIM(BranchMethod):
 
     config: ConMIMConfig
     teacher_heads: ClassVar[tuple[str, ...]] = ("projector",)
+    reads_class_token: ClassVar[bool] = False
     has_mask_token: ClassVar[bool] = True
     loss_weights: ClassVar[dict[str, float]] = {"contrast": 1.0}
 

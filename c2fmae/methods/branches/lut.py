@@ -31,6 +31,7 @@ class LUT(BranchMethod):
 
     config: LUTConfig
     teacher_heads: ClassVar[tuple[str, ...]] = ("projector",)
+    reads_class_token: ClassVar[bool] = False
 
     @classmethod
     def create_heads(cls, config: LUTConfig, dim: int, patch_size: int) -> dict[str, nn.Module]:

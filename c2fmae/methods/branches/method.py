@@ -64,6 +64,7 @@ class BranchMethod(ABC):
     """Targets that each image is compared with for all images of the global batch."""
     compares_students: ClassVar[bool] = False
     """Whether the loss of an image depends on outputs of the student for other images."""
+    reads_class_token: ClassVar[bool] = True
     has_mask_token: ClassVar[bool] = False
     freezes_patch_projection: ClassVar[bool] = False
 
@@ -71,6 +72,11 @@ class BranchMethod(ABC):
     def build(cls, config: BranchConfig, *, seed: int) -> "BranchMethod":
         """Build the student with weights that depend on the seed, and a teacher that is a copy of a part of it."""
         parts = create_encoder(config)
+        if cls.reads_class_token and parts.encoder.cls_token is None:
+            raise UserError(
+                f"method.encoder.name: {config.kind} reads the class token (expected a ViT that has one, got "
+                f"{config.encoder.name}). Use one such as vit_base_patch16_224"
+            )
         for name, view in config.views.items():
             if view.size is not None:
                 origin = f"of {config.encoder.name}"
