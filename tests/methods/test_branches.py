@@ -26,6 +26,7 @@ from c2fmae.methods.branches.collapse import measure_spread
 from c2fmae.methods.branches.dino import Dino
 from c2fmae.methods.branches.model import BranchModel
 from c2fmae.methods.branches.simclr import SimCLR
+from c2fmae.methods.masked.model_inputs import standardise_maps
 from c2fmae.models.autoencoder import encode_visible
 from c2fmae.models.backbones import Backbone
 from tests.methods import branch_processes
@@ -295,6 +296,22 @@ def test_both_centres_of_ibot_are_means_over_views_images_and_patches() -> None:
     for name, dims in (("image", (0, 1)), ("patch", (0, 1, 2))):
         logits = method.compute_teacher_logits(part.targets[name])
         torch.testing.assert_close(sums[name], logits.mean(dim=dims))
+
+
+def test_centres_have_full_precision_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("c2fmae.methods.branches.method.standardise_maps", standardise_maps)
+    method = make_method("ibot")
+    assert isinstance(method, Dino)
+    assert method.teacher is not None
+    method.model.float(), method.teacher.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        part = split_batch(method)
+        sums = method.compute_losses(method.model, part).sums
+        for name, dims in (("image", (0, 1)), ("patch", (0, 1, 2))):
+            logits = method.compute_teacher_logits(part.targets[name])
+            assert logits.dtype == torch.bfloat16
+            assert sums[name].dtype == torch.float32
+            torch.testing.assert_close(sums[name].double(), logits.double().mean(dim=dims), rtol=1e-5, atol=1e-7)
 
 
 def test_numbers_and_momentum_follow_their_ramps() -> None:

@@ -67,7 +67,7 @@ class Dino(BranchMethod):
         student = model.heads["prototypes"](torch.cat([latents, model.encode(batch.images("local"))[:, 0]]))
         loss = distil_views(student.unflatten(0, (-1, len(batch))), targets, self.config.temperature)
         return ImageLosses(
-            {"image": loss}, measure_collapse(targets, latents), {"image": logits.sum(dim=(0, 1)) / (2 * batch.total)}
+            {"image": loss}, measure_collapse(targets, latents), {"image": average_logits(logits, batch.total)}
         )
 
     @torch.no_grad()
@@ -101,6 +101,12 @@ class Dino(BranchMethod):
 def split_views(outputs: Float[Tensor, "views_and_batch ..."]) -> Float[Tensor, "batch view ..."]:
     """Return the outputs for the two large views of each image."""
     return outputs.unflatten(0, (2, -1)).transpose(0, 1)  # type: ignore[no-any-return]
+
+
+def average_logits(logits: Float[Tensor, "view batch *patch prototype"], total: int) -> Float[Tensor, " prototype"]:
+    """Return the share of a micro-batch in the mean of a global batch of `total` images, at least in float32."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.flatten(0, -2).mean(dim=0, dtype=dtype) * (logits.shape[1] / total)
 
 
 def get_centre(model: BranchModel, name: str) -> Float[Tensor, " prototype"]:

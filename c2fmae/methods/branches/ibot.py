@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from c2fmae.config.distilling import DistillingConfig, IBOTConfig
 from c2fmae.masking.blocks import block_mask, sample_budgets
 from c2fmae.masking.noise import RowGenerator
-from c2fmae.methods.branches.dino import Centre, Dino, get_centre, move_centre, split_views
+from c2fmae.methods.branches.dino import Centre, Dino, average_logits, get_centre, move_centre, split_views
 from c2fmae.methods.branches.method import ImageLosses
 from c2fmae.methods.branches.model import BranchModel
 from c2fmae.methods.branches.views import ViewBatch
@@ -72,8 +72,11 @@ class IBOT(Dino):
         student = model.heads["prototypes"](tokens[:, model.encoder.num_prefix_tokens :])
         errors = distil(student, targets.flatten(0, 1), self.config.temperature)
         patch_loss = average_masked(errors, is_masked).unflatten(0, (2, -1)).mean(dim=0)
-        patch_sum = logits.sum(dim=(0, 1, 2)) / (2 * batch.total * logits.shape[2])
-        return ImageLosses({**image.losses, "patch": patch_loss}, image.values, {**image.sums, "patch": patch_sum})
+        return ImageLosses(
+            {**image.losses, "patch": patch_loss},
+            image.values,
+            {**image.sums, "patch": average_logits(logits, batch.total)},
+        )
 
     def update_state(self, model: BranchModel, sums: Mapping[str, Tensor], condition: Bool[Tensor, ""]) -> None:
         """Move both centres towards the means of the step's logits."""
