@@ -265,9 +265,9 @@ def build_pretraining(
         for module in (method.model, method.teacher):
             if module is not None:
                 narrow_streams(module)
-    prepare_model(method.model, config.training, world, num_shapes=config.method.num_image_sizes)
-    if method.teacher is not None:
-        method.teacher.to(world.device)
+    for module in (method.model, method.teacher):
+        if module is not None:
+            prepare_model(module, config.training, world, num_shapes=config.method.num_image_sizes)
     evaluator = None
     if held_out is not None:
         fill_from_dataset(config.method, held_out.info)
