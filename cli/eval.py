@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def cost(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Runs, recipes, or any other backbone.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Runs, recipes, methods or any backbone.")],
     check: Annotated[bool, typer.Option("--check", help="Count operations with fvcore as well.")] = False,
     out: ResultsDirOption = None,
     allow_missing: AllowMissingOption = None,
@@ -150,14 +150,14 @@ def _open_runs_and_recipes(
 ) -> "Iterator[ModelUnderTest]":
     from c2fmae.eval.evaluation import ModelUnderTest
     from c2fmae.models.backbones import create_untrained_backbone
-    from c2fmae.recipes import RECIPES
+    from c2fmae.recipes.config import load_recipe_or_method
 
     for source in sources:
         nested_out = out / slugify(source) if out is not None and len(sources) > 1 else out
         if Path(source).exists() or any(character in source for character in "/:@."):
             yield from open_models([source], world, out=nested_out, is_nested=False, allow_missing=allow_missing)
-        else:  # the name of a recipe; the error for an unknown one suggests the nearest
-            method = RECIPES.get(source)().method
+        else:  # the name of a recipe or a method; the error for an unknown one suggests the nearest
+            method = load_recipe_or_method(source).method
             backbone = create_untrained_backbone(method.backbone_spec())
             output_dir = choose_results_dir(source, nested_out)
             yield ModelUnderTest.in_memory(source, output_dir, world=world, method=method, backbone=backbone)

@@ -17,7 +17,7 @@ from c2fmae.core.registry import Registry
 from c2fmae.eval.metrics import Metric
 
 if TYPE_CHECKING:
-    import c2fmae.config.masked_method
+    import c2fmae.config.method
     import c2fmae.config.unseen_scenes
     import c2fmae.core.distributed
     import c2fmae.eval.results
@@ -109,19 +109,20 @@ class ModelUnderTest:
         return load_image_classifier(self.source, step=self.load_options.step, use_ema=self.load_options.use_ema)
 
     @cached_property
-    def method(self) -> "c2fmae.config.masked_method.MaskedConfig | None":
-        """The method of a run of masked autoencoding; None for any other source."""
-        from c2fmae.config.masked_method import MaskedConfig
+    def method(self) -> "c2fmae.config.method.MethodConfig | None":
+        """The method of a pre-training run; None for any other source."""
         from c2fmae.config.migrations import migrate_pretraining
+        from c2fmae.config.pretrain import PretrainConfig
         from c2fmae.core.run_dir import RunDir
         from c2fmae.core.run_info import read_run_info
 
         if not RunDir(Path(self.source)).is_started:
             return None
         info = read_run_info(Path(self.source))
-        if info.kind != "pretraining" or not info.predicts_patches:
+        if info.kind != "pretraining":
             return None
-        return MaskedConfig.from_dict(migrate_pretraining(info.config)["method"], source=self.source)
+        values = {"method": migrate_pretraining(info.config)["method"]}
+        return PretrainConfig.from_dict(values, source=self.source).method
 
     @cached_property
     def digest(self) -> str:

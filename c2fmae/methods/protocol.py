@@ -9,7 +9,7 @@ from c2fmae.config.data import DataConfig
 from c2fmae.config.method import ImageSize, MethodConfig
 from c2fmae.core.distributed import World
 from c2fmae.core.loop import Task
-from c2fmae.core.operation_count import ForwardCost, OperationCounter, count_with_torch
+from c2fmae.core.operation_count import ForwardCost
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.training import CompiledParts, TrainingPlan
 from c2fmae.data import Transform
@@ -94,6 +94,6 @@ class Method(Protocol):
         """Return a description: who sees what, and which losses compare what."""
         ...
 
-    def compute_cost(self, *, counter: OperationCounter = count_with_torch) -> ForwardCost:
+    def compute_cost(self) -> ForwardCost:
         """Return the cost of a step for one image; the method was built on the meta device."""
         ...

@@ -76,6 +76,16 @@ def load_recipe(source: str, overrides: Iterable[str] = ()) -> RecipeConfig:
     return RECIPES.get(source)().override(overrides)
 
 
+def load_recipe_or_method(source: str, overrides: Iterable[str] = ()) -> RecipeConfig:
+    """Return the config that `load_recipe` returns or, for a method's name, one with default data and training."""
+    from c2fmae.config.presets import METHODS
+
+    if source not in METHODS:
+        return load_recipe(source, overrides)
+    title, method = METHODS.describe(source), METHODS.get(source)()
+    return RecipeConfig(name=source, title=title, source="defaults of the method", method=method).override(overrides)
+
+
 def data_overrides(recipe: RecipeConfig, sources: list[str]) -> list[str]:
     """Return the overrides that train a recipe on other data, without its settings for its own scenes.
 

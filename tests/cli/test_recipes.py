@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from c2fmae.config.presets import METHODS
 from c2fmae.recipes import RECIPES
 from c2fmae.recipes.config import RecipeConfig
 from tests.cli.session import run_commands
@@ -145,6 +146,18 @@ def test_describe_prints_the_architecture_with_overrides() -> None:
     assert lines[0].startswith("c2fmae-debug  C2FMAE in miniature")
     assert any(line.startswith("decoder     parallel ") for line in lines)
     assert lines[-1] == "next: c2fmae recipes show c2fmae-debug --set method.decoder.name=parallel"
+
+
+def test_describe_takes_names_of_methods_too(tmp_path: Path) -> None:
+    names = ("mae", "simclr")
+    outcomes, errors = run_commands(*(f"describe {name} --set method.encoder.depth=1" for name in names), cwd=tmp_path)
+    assert errors == ""
+    for name, outcome in zip(names, outcomes, strict=True):
+        assert outcome.exit_code == 0
+        assert outcome.lines[0] == f"{name}  {METHODS.describe(name)}"
+        assert outcome.lines[-1] == "next: c2fmae recipes  # experiments with this and other methods"
+    assert "view second         1 × 224×224 pixels, another random crop, changed colours" in outcomes[1].lines
+    assert "teacher             none" in outcomes[1].lines
 
 
 def test_describe_suggests_the_nearest_recipe() -> None:

@@ -55,7 +55,9 @@ def test_a_run_is_written_and_exported(tmp_path: Path) -> None:
         with torch.no_grad():
             backbone = load_backbone(str(out), use_ema=use_ema)
             torch.testing.assert_close(exported.forward_features(images), backbone.tokens(images))
-    assert ModelUnderTest(str(out), tmp_path, World()).method is None  # it has no cost of a step beside MAE's
+    read = ModelUnderTest(str(out), tmp_path, World()).method
+    assert read is not None
+    assert (read.kind, read.image_size) == ("cmae", (32, 32))
     assert next_command(RunDir(out), is_finished=True) == f"c2fmae eval knn {out}"
     with pytest.raises(UserError, match=r"method\.kind: expected masked, got cmae"):
         load_run(out)

@@ -24,6 +24,7 @@ from c2fmae.methods import METHODS, Method, MethodTask, build_method
 from c2fmae.methods.branches.cmae import CMAE
 from c2fmae.methods.branches.collapse import measure_spread
 from c2fmae.methods.branches.dino import Dino
+from c2fmae.methods.branches.method import BranchMethod
 from c2fmae.methods.branches.model import BranchModel
 from c2fmae.methods.branches.simclr import SimCLR
 from c2fmae.methods.masked.model_inputs import standardise_maps
@@ -102,9 +103,13 @@ def test_a_method_has_the_protocol_and_describes_itself(name: str) -> None:
     with torch.device("meta"):
         method = build_method(config)
     assert isinstance(method, Method)
+    assert isinstance(method, BranchMethod)
     assert isinstance(method.build_task(PLAN, seed=0), MethodTask)
     text, cost = method.describe(), method.compute_cost()
-    assert all(key in text for key in ("student", *method.loss_weights, "GFLOP"))
+    names = {line.partition("  ")[0] for line in text.splitlines()}
+    views, losses = ("main", *method.config.views), method.loss_weights
+    assert {"student", "teacher", *(f"view {name}" for name in views), *(f"loss {name}" for name in losses)} <= names
+    assert ("momentum" in text) == (method.teacher is not None)
     assert cost.flops > 0
     assert (cost.teacher_flops > 0) == (method.teacher is not None)
     assert type(config).from_dict(config.model_dump(mode="json")) == config

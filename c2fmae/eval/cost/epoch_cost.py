@@ -11,16 +11,18 @@ from itertools import repeat
 from statistics import median
 from typing import TypeVar
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from c2fmae.config.data import DataConfig
 from c2fmae.config.masked_method import MaskedConfig
+from c2fmae.config.method import MethodConfig
 from c2fmae.core.distributed import World
 from c2fmae.core.granularity import GRANULARITIES
 from c2fmae.core.loop import TrainingLoop, TrainingState
 from c2fmae.core.operation_count import ForwardCost
-from c2fmae.core.scene import SceneBatch
+from c2fmae.core.scene import Scene, SceneBatch
 from c2fmae.core.text import format_count
 from c2fmae.core.training import TrainingConfig, plan_training
 from c2fmae.eval.cost.speed_and_memory import (
@@ -31,10 +33,7 @@ from c2fmae.eval.cost.speed_and_memory import (
     time_in_turn,
 )
 from c2fmae.eval.evaluation import Precision
-from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
-from c2fmae.methods.masked.cost import compute_pretraining_cost
-from c2fmae.methods.masked.task import PretrainingTask
-from c2fmae.models import label_stride
+from c2fmae.methods import METHODS, Method, build_method
 
 K = TypeVar("K")
 
@@ -43,7 +42,7 @@ K = TypeVar("K")
 class EpochCost:
     """Cost of a method, and of MAE with the same encoder and images."""
 
-    method: MaskedConfig
+    method: MethodConfig
     mae: MaskedConfig
     cost: ForwardCost
     mae_cost: ForwardCost
@@ -56,8 +55,8 @@ class EpochCost:
 
     @property
     def flops_ratio(self) -> float:
-        """Ratio of the operations of forward passes; a backward pass has about twice as many, for both."""
-        return self.cost.flops / self.mae_cost.flops
+        """Ratio of the operations of a step, with all views and the teacher; a backward pass counts as two forward."""
+        return self.cost.step_flops / self.mae_cost.step_flops
 
     @property
     def time_ratio(self) -> float:
@@ -70,7 +69,14 @@ class EpochCost:
         return min(self.step_seconds) / min(self.mae_step_seconds)
 
 
-def make_matching_mae_config(config: MaskedConfig) -> MaskedConfig:
+def compute_step_cost(config: MethodConfig) -> ForwardCost:
+    """Return the cost of a method of any kind; the model is built on the meta device and nothing is computed."""
+    with torch.device("meta"):
+        method = build_method(config)
+    return method.compute_cost()
+
+
+def make_matching_mae_config(config: MethodConfig) -> MaskedConfig:
     """Return a config of MAE with a method's encoder, image size, channels, mean and std.
 
     Decoder, masking and the encoder's final norm are MAE's own.
@@ -87,7 +93,7 @@ def make_matching_mae_config(config: MaskedConfig) -> MaskedConfig:
 
 
 def measure_epoch_costs(
-    methods: Mapping[K, MaskedConfig],
+    methods: Mapping[K, MethodConfig],
     *,
     device: torch.device | None = None,
     batch_size: int = 8,
@@ -97,21 +103,24 @@ def measure_epoch_costs(
 ) -> dict[K, EpochCost]:
     """Return the cost of an epoch of each method, from training steps on noise, timed in turn with those of MAE.
 
-    A step includes masks, forward and backward pass and AdamW, but no data loading. One method at a time is in memory
-    together with its MAE.
+    A step includes masks, the teacher, forward and backward pass and AdamW, but no data loading. One method at a time
+    is in memory together with its MAE.
     """
     device = device or torch.device("cpu")
     costs = {}
     with torch.random.fork_rng(devices=[]):  # steps seed the global generator of the CPU
         for name, method in methods.items():
-            configs = {"method": method, "mae": make_matching_mae_config(method)}
-            steps = {key: _make_step(config, device, batch_size, rounds, precision) for key, config in configs.items()}
+            mae = make_matching_mae_config(method)
+            steps = {
+                key: _make_step(config, device, batch_size, rounds, precision)
+                for key, config in (("method", method), ("mae", mae))
+            }
             seconds = time_in_turn(steps, rounds=rounds, clock=clock)
             costs[name] = EpochCost(
                 method=method,
-                mae=configs["mae"],
-                cost=compute_pretraining_cost(method),
-                mae_cost=compute_pretraining_cost(configs["mae"]),
+                mae=mae,
+                cost=compute_step_cost(method),
+                mae_cost=compute_step_cost(mae),
                 step_seconds=tuple(seconds["method"]),
                 mae_step_seconds=tuple(seconds["mae"]),
                 machine=f"{describe_machine(device)}, {precision}, {format_count(batch_size, 'image')} a step",
@@ -121,35 +130,44 @@ def measure_epoch_costs(
 
 
 def _make_step(
-    config: MaskedConfig, device: torch.device, batch_size: int, rounds: int, precision: Precision
+    config: MethodConfig, device: torch.device, batch_size: int, rounds: int, precision: Precision
 ) -> Callable[[], None]:
     """Return a function that trains for one step.
 
     The run has as many steps as there are rounds, so that the timed steps cover the whole curriculum.
     """
     method = build_method(config)
-    method.model.to(device)
+    for module in (method.model, method.teacher):
+        if module is not None:
+            module.to(device)
     training = TrainingConfig(steps=rounds + WARMUP_ROUNDS, batch_size=batch_size, lr=1e-4, precision=precision)
     plan = plan_training(training, num_samples=batch_size, world_size=1)
-    loop = TrainingLoop(PretrainingTask(method, training.seed), training, plan, World(device=device))
-    steps = loop.run(TrainingState.create(method.model, training), repeat(_draw_scenes(method, batch_size).to(device)))
-    return make_synchronous(partial(next, steps), device)
+    loop = TrainingLoop(method.build_task(plan, seed=training.seed), training, plan, World(device=device))
+    state = TrainingState.create(method.model, training, method.teacher)
+    return make_synchronous(partial(next, loop.run(state, repeat(_draw_scenes(method, batch_size).to(device)))), device)
 
 
-def _draw_scenes(method: MaskedAutoencoding, batch_size: int) -> SceneBatch:
-    """Return scenes of noise with all maps that masking policies need; regions of id maps have 4 × 4 patches."""
-    config, patch = method.config, method.patch_size
+def _draw_scenes(method: Method, batch_size: int) -> SceneBatch:
+    """Return views of scenes of noise with all maps that masking policies need; regions of id maps have 64 × 64 cells.
+
+    Crops are whole scenes.
+    """
+    config = method.config
+    view = method.training_view(DataConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0), config.image_size)
+    scenes = [_draw_scene(config, index) for index in range(batch_size)]
+    return SceneBatch.stack([view(scene, np.random.default_rng(index)) for index, scene in enumerate(scenes)])
+
+
+def _draw_scene(config: MethodConfig, index: int) -> Scene:
     height, width = config.image_size
-    generator, maps = torch.Generator().manual_seed(0), dict[str, Tensor]()
+    generator, maps = torch.Generator().manual_seed(index), dict[str, Tensor]()
     for name in dict.fromkeys([*config.granularities, "semantic", "instance"]):
         channels = config.num_channels(name)
         if GRANULARITIES.get(name).kind == "ids":
-            regions = (batch_size, 1, -(-height // (4 * patch)), -(-width // (4 * patch)))
-            ids = torch.randint(channels, regions, generator=generator, dtype=torch.uint8)
-            scale = 4 * patch // label_stride(patch)
-            cells = F.interpolate(ids, scale_factor=scale, mode="nearest").squeeze(1)
-            maps[name] = cells[:, : height // label_stride(patch), : width // label_stride(patch)]
+            regions = torch.randint(channels, (-(-height // 64), -(-width // 64)), generator=generator)
+            ids = regions.repeat_interleave(64, 0).repeat_interleave(64, 1)[:height, :width]
+            maps[name] = ids.to(torch.uint8)
         else:
             shape = [channels] if GRANULARITIES.get(name).kind == "image" else []
-            maps[name] = torch.randint(256, (batch_size, *shape, height, width), generator=generator, dtype=torch.uint8)
-    return SceneBatch(tuple(f"noise {index}" for index in range(batch_size)), maps)
+            maps[name] = torch.randint(256, (*shape, height, width), generator=generator, dtype=torch.uint8)
+    return Scene(f"noise {index}", maps)

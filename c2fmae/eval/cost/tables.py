@@ -57,7 +57,16 @@ def format_backbone_costs(costs: Mapping[str, Sequence[Metric]]) -> str:
 def format_epoch_costs(costs: Mapping[str, EpochCost]) -> str:
     """Return a table with a row for each method, with the ratio that the paper reports, and notes below."""
     heads = [
-        *("", "GFLOP", "MAE GFLOP", "FLOP ratio", "ms/step", "MAE ms/step", "time ratio", "fastest-step ratio"),
+        *(
+            "",
+            "GFLOP/step",
+            "MAE GFLOP/step",
+            "FLOP ratio",
+            "ms/step",
+            "MAE ms/step",
+            "time ratio",
+            "fastest-step ratio",
+        ),
         "paper",
     ]
     rows, notes = [], []
@@ -65,7 +74,7 @@ def format_epoch_costs(costs: Mapping[str, EpochCost]) -> str:
         step, mae_step = (
             f"{median(seconds) * 1e3:.0f}" for seconds in (epoch_cost.step_seconds, epoch_cost.mae_step_seconds)
         )
-        flops, mae_flops = (f"{cost.flops / 1e9:.2f}" for cost in (epoch_cost.cost, epoch_cost.mae_cost))
+        flops, mae_flops = (f"{cost.step_flops / 1e9:.1f}" for cost in (epoch_cost.cost, epoch_cost.mae_cost))
         ratios = [f"{ratio:.2f}" for ratio in (epoch_cost.time_ratio, epoch_cost.fastest_step_ratio)]
         paper_ratio = PAPER_EPOCH_COST.get(epoch_cost.method.name) if _is_paper_mae(epoch_cost.mae) else None
         row = [name, flops, mae_flops, f"{epoch_cost.flops_ratio:.2f}", step, mae_step, *ratios]
@@ -75,14 +84,16 @@ def format_epoch_costs(costs: Mapping[str, EpochCost]) -> str:
             f"{name}: compared with MAE of {epoch_cost.mae.encoder.name}, images of {height}×{width}, and a decoder of "
             f"{format_count(decoder.depth, 'block')} of width {decoder.dim}"
         )
-        if (share := epoch_cost.method.decoder.share) < 1:
+        method = epoch_cost.method
+        if isinstance(method, MaskedConfig) and (share := method.decoder.share) < 1:
             notes.append(f"{name}: a step decodes {share:.3g} of the patches of each granularity (decoder.share)")
     return "\n".join(
         [
             _align_columns([heads, *rows]),
             *notes,
-            "GFLOP: of one image's forward pass, a multiply-add counts as two; time ratio: median over rounds in which "
-            "the method and MAE are timed in turn",
+            "GFLOP/step: for one image with all its views, the teacher and the backward pass, which counts as two "
+            "forward passes, a multiply-add as two; time ratio: median over rounds in which the method and MAE are "
+            "timed in turn",
             f"timed on {next(iter(costs.values())).machine}, eager (without torch.compile) and without data loading; "
             "the paper's ratios are of training times of a ViT-B on A100 GPUs",
         ]

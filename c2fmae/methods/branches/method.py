@@ -10,14 +10,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from c2fmae.config.branches import BranchConfig
 from c2fmae.config.data import DataConfig
 from c2fmae.core.distributed import gather_rows, gather_rows_with_gradient
 from c2fmae.core.errors import UserError, check_patch_multiples
 from c2fmae.core.loop import StepLoss
-from c2fmae.core.operation_count import ForwardCost, OperationCounter, PartCost, count_parameters, count_with_torch
+from c2fmae.core.operation_count import ForwardCost
 from c2fmae.core.ramps import Ramp
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.seeding import derive_seed
@@ -240,52 +239,13 @@ class BranchMethod(ABC):
         return {name: (values.sum(), torch.full_like(values[0], len(scenes))) for name, values in losses.items()}
 
     def describe(self) -> str:
-        """Return what the method compares, and what it costs."""
-        cost = self.compute_cost()
-        lines = {
-            **self.summarise(),
-            **{
-                name: f"{part.parameters / 1e6:.2f} M parameters, {part.flops / 1e9:.3g} GFLOP"
-                for name, part in cost.part_costs.items()
-            },
-            "teacher's pass": f"{cost.teacher_flops / 1e9:.3g} GFLOP",
-            "step": f"{cost.step_flops / 1e9:.3g} GFLOP for one image, with backward passes twice the forward ones",
-        }
-        width = max(map(len, lines))
-        return "\n".join(f"{name:{width}}  {line}" for name, line in lines.items())
+        """Return who sees what, which losses compare what, and what it costs."""
+        from c2fmae.methods.branches.describe import describe_branches
 
-    def compute_cost(self, *, counter: OperationCounter = count_with_torch) -> ForwardCost:
+        return describe_branches(self)
+
+    def compute_cost(self) -> ForwardCost:
         """Return the cost of one image, all views together. The method is on the meta device."""
-        del counter  # only torch counts what is not the call of a module
-        batch = self._make_blank_batch(2)
-        with torch.no_grad(), FlopCounterMode(display=False) as teacher_counter:
-            (batch,) = self.add_targets([batch], is_training=False)
-        with torch.no_grad(), FlopCounterMode(display=False) as student_counter:
-            self.model(lambda model: self.compute_losses(model, batch))
-        total = student_counter.get_total_flops() // len(batch)
-        by_module = student_counter.get_flop_counts()
-        flops = {
-            name: sum(by_module.get(f"{type(self.model).__name__}.{name}", {}).values()) // len(batch)
-            for name in ("embeddings", "heads")
-        }
-        flops["encoder"] = total - sum(flops.values())
-        return ForwardCost(
-            {name: PartCost(flops[name], count_parameters(part)) for name, part in self.model.named_children()},
-            teacher_flops=teacher_counter.get_total_flops() // len(batch),
-        )
+        from c2fmae.methods.branches.cost import compute_branch_cost
 
-    def _make_blank_batch(self, size: int) -> ViewBatch:
-        """Return a batch without content on the device of the model."""
-        config, device = self.config, next(self.model.parameters()).device
-        height, width = config.image_size
-        sizes = {"main": (1, height, width)}
-        sizes |= {name: (view.count, *(view.size or config.image_size)) for name, view in config.views.items()}
-        grid = height // self.patch_size, width // self.patch_size
-        with torch.device("cpu"):
-            masks = type(self).draw_masks(config, grid, range(size), RowGenerator(0))
-        channels = config.num_channels("rgb")
-        views = {
-            name: torch.zeros(size, count, channels, *sides, device=device) for name, (count, *sides) in sizes.items()
-        }
-        masks = {name: mask.to(device) for name, mask in masks.items()}
-        return ViewBatch(("blank",) * size, views, masks, 0, size, numbers=self.final_numbers)
+        return compute_branch_cost(self)

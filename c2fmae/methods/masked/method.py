@@ -13,7 +13,7 @@ from c2fmae.config.masked_method import MaskedConfig
 from c2fmae.config.method import ImageSize
 from c2fmae.core.loop import StepLoss
 from c2fmae.core.masks import Masks
-from c2fmae.core.operation_count import ForwardCost, OperationCounter, count_with_torch
+from c2fmae.core.operation_count import ForwardCost
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.training import CompiledParts, TrainingPlan
 from c2fmae.data import Transform
@@ -103,11 +103,11 @@ class MaskedAutoencoding:
 
         return format_architecture(describe_architecture(self.config))
 
-    def compute_cost(self, *, counter: OperationCounter = count_with_torch) -> ForwardCost:
+    def compute_cost(self) -> ForwardCost:
         """Return the cost of the forward pass of one image."""
         from c2fmae.methods.masked.cost import compute_pretraining_cost
 
-        return compute_pretraining_cost(self.config, counter=counter)
+        return compute_pretraining_cost(self.config)
 
     def compute_step_loss(self, scenes: SceneBatch, *, progress: float, generator: MaskGenerator) -> StepLoss:
         """Draw masks from the generator, predict the hidden patches and return the loss."""
