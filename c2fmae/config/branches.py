@@ -49,6 +49,8 @@ class BranchConfig(MethodConfig):
 
     required_views: ClassVar[tuple[str, ...]] = ()
     """Names of the views that the method reads besides `main`."""
+    local_views: ClassVar[tuple[str, ...]] = ()
+    """Those of which there may be several, and of another size than that of `main`."""
 
     @field_validator("encoder", mode="before")
     @classmethod
@@ -68,6 +70,14 @@ class BranchConfig(MethodConfig):
             if name not in self.required_views:
                 known = ", ".join(self.required_views) or "none besides main"
                 raise UserError(f"views.{name}: {self.kind} does not read this view. Its views: {known}")
+        for name, view in self.views.items():
+            size = view.size or self.image_size
+            if name not in self.local_views and (view.count > 1 or size != self.image_size):
+                height, width = self.image_size
+                raise UserError(
+                    f"views.{name}: {self.kind} reads one image like main (expected count 1 and size {height}×{width}, "
+                    f"got count {view.count} and size {size[0]}×{size[1]}). Remove count and size"
+                )
         colours = {"colour": self.colour, **{f"views.{name}.colour": view.colour for name, view in self.views.items()}}
         if self.num_channels("rgb") != 3 and (key := next((key for key, value in colours.items() if value), None)):
             raise UserError(

@@ -14,6 +14,7 @@ class DistillingConfig(BranchConfig):
     """A method whose student predicts how a teacher distributes an image over prototypes."""
 
     required_views: ClassVar[tuple[str, ...]] = ("second", "local")
+    local_views: ClassVar[tuple[str, ...]] = ("local",)
 
     hidden: PositiveInt = 2048
     """Width of the hidden layers of the head."""

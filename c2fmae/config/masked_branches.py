@@ -71,11 +71,11 @@ class ConMIMConfig(UnitMaskingConfig):
 
     @model_validator(mode="after")
     def _check_crop(self) -> "ConMIMConfig":
-        target = self.views["target"]
-        if target.crop != "main" or target.size is not None or target.count != 1:
+        crop = self.views["target"].crop
+        if crop != "main":
             raise UserError(
-                "views.target: conmim compares patches at the same places (expected crop main, no size and count 1, "
-                f"got crop {target.crop}, size {target.size} and count {target.count}). Change the view"
+                f"views.target.crop: conmim compares patches at the same places (expected main, got {crop}). Set it to "
+                "main"
             )
         return self
 

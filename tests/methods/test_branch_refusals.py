@@ -93,6 +93,21 @@ def test_a_class_token_is_needed_where_it_is_read(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_views_that_are_compared_image_by_image_are_like_main(name: str) -> None:
+    config = METHODS.get(name)()
+    view = "target" if "target" in config.views else "second"
+    for change, got in (("count=2", "count 2 and size 224×224"), ("size=[96, 224]", "count 1 and size 96×224")):
+        if config.views[view].crop == "shifted" and change.startswith("size"):
+            continue  # which no view allows
+        with pytest.raises(UserError) as caught:
+            config.override([f"views.{view}.{change}"])
+        assert str(caught.value) == (
+            f"--set: views.{view}: {name} reads one image like main (expected count 1 and size 224×224, got {got}). "
+            "Remove count and size"
+        )
+
+
 @pytest.mark.unchecked
 def test_views_need_images(tmp_path: Path) -> None:
     maps = select_granularities(open_scenes("generated", size=32, length=16), ("semantic",))
