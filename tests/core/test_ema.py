@@ -49,6 +49,19 @@ def test_the_average_follows_its_definition(decay: float) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
 
 
+def test_a_teacher_equals_lightlys() -> None:
+    utils = pytest.importorskip("lightly.models.utils", reason="lightly is not installed")
+    each, theirs = model(), model()
+    average = init_ema(each)
+    theirs.load_state_dict(average)
+    for decay in (0.99, 0.992, 0.995, 0.998, 1.0):
+        move(each)
+        update(average, each, decay)
+        utils.update_momentum(each, theirs, decay)
+    for name, expected in theirs.named_parameters():
+        torch.testing.assert_close(average[name], expected.detach(), rtol=0, atol=1e-12)
+
+
 def test_a_decay_of_zero_gives_the_weights() -> None:
     each = model()
     average = init_ema(each)

@@ -58,6 +58,12 @@ def test_a_cosine_over_the_run_is_that_of_dino() -> None:
     assert values(Ramp(start=0.996, end=1.0)) == pytest.approx(expected.tolist(), rel=1e-14)
 
 
+def test_a_cosine_over_the_run_is_that_of_lightly_with_one_step_more() -> None:
+    scheduler = pytest.importorskip("lightly.utils.scheduler", reason="lightly is not installed")
+    expected = [scheduler.cosine_schedule(step, PLAN.steps + 1, 0.99, 1.0) for step in range(PLAN.steps)]
+    assert values(Ramp(start=0.99, end=1.0)) == pytest.approx(expected, rel=1e-14)
+
+
 def test_a_line_over_epochs_is_that_of_dino() -> None:
     # The teacher's temperature: one for each epoch.
     by_epoch = np.concatenate((np.linspace(0.04, 0.07, 6), np.full(4, 0.07)))

@@ -1,5 +1,8 @@
 """The operations of a step of two-branch methods, against counts by hand, and beside MAE."""
 
+from pathlib import Path
+
+import pytest
 import torch
 
 from c2fmae.core.operation_count import ForwardCost
@@ -7,6 +10,7 @@ from c2fmae.eval.cost.epoch_cost import compute_step_cost
 from c2fmae.methods import METHODS, build_method
 from tests.methods.tiny_branches import ENCODER, TINY
 
+PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 DIM, PATCH = 64, 8
 
 
@@ -49,3 +53,16 @@ def test_parts_are_the_whole_model() -> None:
             model = build_method(METHODS.get(name)().override([*ENCODER, *TINY[name]])).model
         num_tokens = sum(value.numel() for key, value in model.named_parameters() if key == "mask_token")
         assert compute_cost(name).parameters == sum(value.numel() for value in model.parameters()) - num_tokens
+
+
+@pytest.mark.unchecked
+def test_the_documentation_has_the_costs_of_all_methods() -> None:
+    costs = {name: compute_step_cost(METHODS.get(name)()) for name in METHODS}
+    rows = sorted((cost.step_flops / costs["mae"].step_flops, name) for name, cost in costs.items())
+    table = [
+        f"| `{name}` | {costs[name].parameters / 1e6:.0f} | {3 * costs[name].flops / 1e9:.0f} | "
+        f"{costs[name].teacher_flops / 1e9:.0f} | {ratio:.2f} |"
+        for ratio, name in rows
+    ]
+    expected = "\n".join(table)
+    assert expected in PAGE.read_text(encoding="utf-8"), f"the table should be:\n{expected}"
