@@ -9,7 +9,7 @@ import torch.distributed as dist
 from c2fmae.core.distributed import World
 from c2fmae.core.sharding import unshard_tensors
 from c2fmae.methods.branches import method
-from tests.methods.tiny_branches import TINY, WITHOUT_TEACHER, Run, standardise_in_float64
+from tests.methods.tiny_branches import COMPARE_IMAGES, TINY, WITHOUT_TEACHER, Run, standardise_in_float64
 
 WORLD_SIZE = 2
 
@@ -22,6 +22,8 @@ def run_rank(rank: int, folder: Path) -> None:
     world = World(rank, WORLD_SIZE)
     runs = {name: Run.start(name, world=world) for name in TINY}
     runs |= {f"{name}, sharded": Run.start(name, world=world, sharded=True) for name in WITHOUT_TEACHER}
+    runs["simclr, sharded in chunks"] = Run.start("simclr", world=world, sharded=True, micro_batch=2)
+    runs |= {f"{name}, in chunks": Run.start(name, world=world, micro_batch=2) for name in COMPARE_IMAGES}
     results = {name: (run.train(), unshard_tensors(run.training.named_tensors())) for name, run in runs.items()}
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -37,13 +37,6 @@ def start(out: Path, name: str, *overrides: str, scenes: Scenes | None = None) -
             "training.batch_size: simclr compares images (expected at least 2, got 1). Set it higher",
         ),
         (
-            "cmae",
-            "training.micro_batch=2",
-            "training.micro_batch: the heads or the loss of cmae compare the images of a batch, which a process must "
-            "compute at once (expected 1 micro-batch of 8, got 4). Set micro_batch to null, and lower batch_size or "
-            "use more processes",
-        ),
-        (
             "moco-v1",
             "method.queue_length=20",
             "method.queue_length: expected a multiple of the batch of 8, got 20. Set it to 16",

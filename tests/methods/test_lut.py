@@ -101,7 +101,6 @@ def test_heads_have_no_norms_and_biases_by_default() -> None:
     assert set(method.teacher.heads) == {"projector"}
 
 
-def test_batch_norms_need_whole_batches() -> None:
-    Run.start("lut", "head_norm=batch").train()
-    with pytest.raises(UserError, match=r"training\.micro_batch"):
-        Run.start("lut", "head_norm=batch", micro_batch=2)
+def test_batch_norms_are_over_all_micro_batches() -> None:
+    whole, parts = (Run.start("lut", "head_norm=batch", micro_batch=size) for size in (None, 2))
+    assert parts.train() == pytest.approx(whole.train(), rel=0, abs=1e-9)

@@ -38,7 +38,8 @@ TINY = {
     "lut": ["hidden=16", *DECODERS[:3]],
     "conmim": [*LAYER_SCALES, "hidden=16", "out=8", "group=2"],
 }
-NEED_WHOLE_BATCHES = ("simclr", "moco-v3", "cmae")
+COMPARE_IMAGES = ("simclr", "moco-v3", "cmae")
+"""Methods that compute a batch in chunks instead of micro-batches."""
 WITHOUT_TEACHER = ("simclr",)
 BATCH = 8
 SINGLE = World()

@@ -156,27 +156,25 @@ class BranchMethod(ABC):
         config = self.config
         return MultiView(main=main, others=config.views, main_colour=config.colour, own_crops=own_crops)
 
+    @property
+    def compares_images(self) -> bool:
+        """Whether the heads or the losses of the student need all images of a process at once."""
+        return self.compares_students or any(isinstance(module, BatchStatisticsNorm) for module in self.model.modules())
+
     def create_preparer(self, seed: int) -> ViewPreparer:
         """Return the part of the task that data workers do."""
-        return ViewPreparer(self.config, self.patch_size, type(self).draw_masks, seed)
+        return ViewPreparer(
+            self.config, self.patch_size, type(self).draw_masks, seed, divides_batch=not self.compares_images
+        )
 
     def build_task(self, plan: TrainingPlan, *, seed: int, compiled_parts: CompiledParts = "off") -> BranchTask:
         """Return the training task. Raise a `UserError` if the plan does not fit the method."""
         if compiled_parts == "model":
             raise UserError("training.compile: expected blocks or off with two branches, got model. Set it to blocks")
-        needs_whole_batch = self.compares_students or any(
-            isinstance(module, BatchStatisticsNorm) for module in self.model.modules()
-        )
         if plan.batch_size < 2:
             raise UserError(
                 f"training.batch_size: {self.config.kind} compares images (expected at least 2, got "
                 f"{plan.batch_size}). Set it higher"
-            )
-        if needs_whole_batch and plan.num_micro_batches > 1:
-            raise UserError(
-                f"training.micro_batch: the heads or the loss of {self.config.kind} compare the images of a batch, "
-                f"which a process must compute at once (expected 1 micro-batch of {plan.batch_size_per_rank}, got "
-                f"{plan.num_micro_batches}). Set micro_batch to null, and lower batch_size or use more processes"
             )
         return BranchTask(self, plan, seed)
 

@@ -14,6 +14,7 @@ from c2fmae.core.loop import StepLoss
 from c2fmae.core.ramps import compute_value
 from c2fmae.core.scene import SceneBatch
 from c2fmae.core.training import TrainingPlan
+from c2fmae.methods.branches.chunks import compute_in_chunks
 from c2fmae.methods.branches.model import BranchModel
 from c2fmae.methods.branches.views import ViewBatch, ViewPreparer
 
@@ -72,7 +73,9 @@ class BranchTask:
         return model(partial(self._compute_step_loss, micro_batch))  # type: ignore[no-any-return]
 
     def _compute_step_loss(self, micro_batch: ViewBatch, model: BranchModel) -> StepLoss:
-        return self.method.average(self.method.compute_losses(model, micro_batch), micro_batch.total)
+        num_chunks = self.plan.num_micro_batches if self.method.compares_images else 1
+        with compute_in_chunks(model, num_chunks):
+            return self.method.average(self.method.compute_losses(model, micro_batch), micro_batch.total)
 
     def compute_sample_losses(self, model: nn.Module, micro_batch: ViewBatch) -> dict[str, Tensor]:
         """Return the losses of each image, as they are in its batch."""

@@ -74,6 +74,8 @@ class ViewPreparer:
     patch_size: int
     draw_masks: DrawMasks
     seed: int
+    divides_batch: bool = True
+    """Whether micro-batches are computed one after another, or the whole batch in chunks."""
 
     def prepare(
         self, scenes: SceneBatch, *, num_micro_batches: int, step: int, progress: float, world: World
@@ -85,6 +87,8 @@ class ViewPreparer:
         batch = self.prepare_rows(
             scenes, rows, total=world.size * size, generator_seed=derive_seed(self.seed, "masks", step)
         )
+        if not self.divides_batch:
+            return [batch]
         starts = range(0, size, size // num_micro_batches)
         return [_slice_images(batch, start, start + size // num_micro_batches) for start in starts]
 
