@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
 
 from c2fmae.core.distributed import World
 from c2fmae.core.sharding import unshard_tensors
@@ -24,6 +25,7 @@ def run_rank(rank: int, folder: Path) -> None:
     runs |= {f"{name}, sharded": Run.start(name, world=world, sharded=True) for name in WITHOUT_TEACHER}
     runs["simclr, sharded in chunks"] = Run.start("simclr", world=world, sharded=True, micro_batch=2)
     runs |= {f"{name}, in chunks": Run.start(name, world=world, micro_batch=2) for name in COMPARE_IMAGES}
+    assert all(isinstance(run.method.model, FSDPModule) for name, run in runs.items() if "sharded" in name)
     results = {name: (run.train(), unshard_tensors(run.training.named_tensors())) for name, run in runs.items()}
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
