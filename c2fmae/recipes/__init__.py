@@ -10,7 +10,14 @@ No module here imports torch. It is imported when a recipe is called, to validat
 'changed: method.decoder.name=parallel'
 """
 
-from c2fmae.recipes import ablations, budget, small, standard  # noqa: F401 - each registers its recipes
+from c2fmae.recipes import (  # noqa: F401 - each registers its recipes
+    ablations,
+    branches,
+    budget,
+    small,
+    small_branches,
+    standard,
+)
 from c2fmae.recipes.registry import RECIPES, Recipe
 
 __all__ = ["RECIPES", "Recipe"]

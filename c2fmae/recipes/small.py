@@ -1,11 +1,12 @@
 """Recipes for a laptop. They do not reproduce a paper, but check in minutes that all parts work together."""
 
-from typing import Unpack
+from typing import TypedDict, Unpack
 
 from c2fmae.config import presets
 from c2fmae.config.data import DataConfig, DatasetConfig, GeneratedOptions
 from c2fmae.config.decoder import DecoderConfig
 from c2fmae.config.masked_method import MaskedConfig
+from c2fmae.config.method import MethodConfig
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.config.watching import PretrainWatchingConfig
 from c2fmae.core.config import replace
@@ -20,27 +21,26 @@ VISIBLE_CONTEXT_NOTE = (
     "visible tokens and the stage before, instead of all tokens: with all tokens, features of small models hardly "
     "separate the classes of images (k-NN 15 against 33 in a first run)"
 )
+TINY_TRAINING = TrainingConfig(steps=1500, warmup_steps=75, batch_size=64, lr=1.5e-3, clip=1.0)
+TINY_TITLE = "{} for a laptop: images of 32 pixels, minutes on a CPU, on generated scenes or any of yours."
 _TINY_SOURCE = "none; its settings are those with which C2FMAE improved most in three minutes on two cores"
-_TINY_TITLE = "{} for a laptop: images of 32 pixels, minutes on a CPU, on generated scenes or any of yours."
 _TINY_UNMEASURED = ("larger images, longer runs, other data than generated scenes and Pascal VOC",)
 
 
-def make_tiny_config(method: MaskedConfig, options: BlockOptions, *, size: int = 32) -> PretrainConfig:
-    """Return a method with a million weights, for images of 32 pixels in 16 patches, and a run of a few minutes.
+class TinyTraining(TypedDict, total=False):
+    """Settings of training in which a tiny recipe may differ from the others."""
 
-    A step with 64 scenes takes 60 ms on two cores.
-    """
-    encoder = replace(
-        method.encoder, EncoderConfig, name="vit_tiny_patch16_224", patch_size=8, dim=128, depth=4, num_heads=4
-    )
+    steps: int
+    lr: float
+
+
+def make_tiny_run(
+    method: MethodConfig, *, size: int = 32, vit: str = "vit_tiny_patch16_224", **training: Unpack[TinyTraining]
+) -> PretrainConfig:
+    """Return a method with a million weights, for images of 32 pixels in 16 patches, and a run of a few minutes."""
+    encoder = replace(method.encoder, EncoderConfig, name=vit, patch_size=8, dim=128, depth=4, num_heads=4)
     return PretrainConfig(
-        method=replace(
-            method,
-            MaskedConfig,
-            encoder=encoder,
-            image_size=(size, size),
-            decoder=DecoderConfig(name=method.decoder.name, options=options),
-        ),
+        method=method.model_copy(update={"encoder": encoder, "image_size": (size, size)}),
         data=DataConfig(
             train=_generated(size=size, difficulty="plain", length=8192),
             held_out=_generated(size=size, difficulty="plain", length=512, seed=1),
@@ -48,9 +48,18 @@ def make_tiny_config(method: MaskedConfig, options: BlockOptions, *, size: int =
             workers=0,
             cache=True,
         ),
-        training=TrainingConfig(steps=1500, warmup_steps=75, batch_size=64, lr=1.5e-3, clip=1.0),
+        training=replace(TINY_TRAINING, TrainingConfig, **training),
         watching=PretrainWatchingConfig(held_out_every=100, figures_every=500),
     )
+
+
+def make_tiny_config(method: MaskedConfig, options: BlockOptions, *, size: int = 32) -> PretrainConfig:
+    """Return the run of a masked autoencoder with a small decoder.
+
+    A step with 64 scenes takes 60 ms on two cores.
+    """
+    decoder = DecoderConfig(name=method.decoder.name, options=options)
+    return make_tiny_run(replace(method, MaskedConfig, decoder=decoder), size=size)
 
 
 def make_c2fmae_tiny() -> PretrainConfig:
@@ -98,7 +107,7 @@ _TINY_DEVIATIONS = {"method.concentration": MOSTLY_RGB_NOTE, "method.num_visible
 register_recipe(
     Recipe(
         name="c2fmae-tiny",
-        title=_TINY_TITLE.format("C2FMAE"),
+        title=TINY_TITLE.format("C2FMAE"),
         make=make_c2fmae_tiny,
         source=_TINY_SOURCE,
         deviations={"method.decoder.options.context": VISIBLE_CONTEXT_NOTE, **_TINY_DEVIATIONS},
@@ -108,7 +117,7 @@ register_recipe(
 register_recipe(
     Recipe(
         name="multimae-tiny",
-        title=_TINY_TITLE.format("MultiMAE"),
+        title=TINY_TITLE.format("MultiMAE"),
         make=make_multimae_tiny,
         source=_TINY_SOURCE,
         deviations=_TINY_DEVIATIONS,
@@ -118,7 +127,7 @@ register_recipe(
 register_recipe(
     Recipe(
         name="mae-tiny",
-        title=_TINY_TITLE.format("MAE"),
+        title=TINY_TITLE.format("MAE"),
         make=make_mae_tiny,
         source=_TINY_SOURCE,
         unmeasured=_TINY_UNMEASURED,

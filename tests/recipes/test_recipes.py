@@ -15,7 +15,8 @@ from c2fmae.core.errors import UserError
 from c2fmae.core.scene import SceneBatch
 from c2fmae.data import CentralView, open_scenes
 from c2fmae.masking.policies import ProgressivePolicy
-from c2fmae.methods import MaskedAutoencoding, build_method
+from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
+from c2fmae.methods.branches.method import BranchMethod
 from c2fmae.methods.dataset_defaults import fill_from_dataset
 from c2fmae.methods.masked.cost import compute_image_flops
 from c2fmae.models import MultiGranularAutoencoder, PredictionHead
@@ -80,9 +81,37 @@ multimae-tiny       128×4/8          16/48    Parallel/visible/64×2   S|I|R|N 
 c2fmae-debug        64×6/16          8/48     Cascaded/visible/64×3   S>I>R    S2128,I512,R768        SG>IG>RD
 """
 
+# Training: epochs (or steps) × batch, learning rate (for 256 images; conmim-b and tiny recipes: for the batch), and
+# final weight decay.
+# Views: the smallest area of large views, then the sides of all views. Heads: those with a star are in the teacher too.
+BRANCHES = """
+recipe        encoder    training                views               heads
+simclr-b      768×12/16  300×4096,0.00015,0.1    0.08:224+224        projector
+moco-v1-b     768×12/16  200×256,0.00015,0.1     0.2:224+224         projector*,queue
+moco-v3-b     768×12/16  300×4096,0.00015,0.1    0.08:224+224        projector*,predictor
+dino-b        768×12/16  400×1024,0.00075,0.4    0.25:224+224+10×96  prototypes*,image_centre
+ibot-b        768×12/16  400×1024,0.0005,0.4     0.32:224+224+10×96  prototypes*,image_centre,patch_centre
+attmask-b     768×12/16  100×1024,0.0005,0.4     0.25:224+224+10×96  prototypes*,image_centre,patch_centre
+mst-b         768×12/16  300×1024,0.00075,0.4    0.25:224+224+10×96  prototypes*,image_centre,restorer
+cmae-b        768×12/16  1600×4096,0.00015,0.05  0.2:224+224         decoder,pixels,feature_decoder,features,projector*,predictor
+lut-b         768×12/16  1600×4096,0.00015,0.05  0.2:224+224         decoder,pixels,projector*,predictor
+conmim-b      768×12/16  800×2048,0.0015,0.05    0.2:224+224         projector*
+simclr-tiny   128×4/8    1500s×64,0.0015,0.05    0.5:32+32           projector
+moco-v1-tiny  128×4/8    1500s×64,0.0015,0.05    0.5:32+32           projector*,queue
+moco-v3-tiny  128×4/8    1500s×64,0.0015,0.05    0.5:32+32           projector*,predictor
+dino-tiny     128×4/8    1500s×64,0.0015,0.05    0.5:32+32+4×16      prototypes*,image_centre
+ibot-tiny     128×4/8    1500s×64,0.0015,0.05    0.5:32+32+4×16      prototypes*,image_centre,patch_centre
+attmask-tiny  128×4/8    1500s×64,0.0015,0.05    0.5:32+32+4×16      prototypes*,image_centre,patch_centre
+mst-tiny      128×4/8    1500s×64,0.0015,0.05    0.5:32+32+4×16      prototypes*,image_centre,restorer
+cmae-tiny     128×4/8    1500s×64,0.0015,0.05    0.5:32+32           decoder,pixels,feature_decoder,features,projector*,predictor
+lut-tiny      128×4/8    1500s×64,0.0015,0.05    0.5:32+32           decoder,pixels,projector*,predictor
+conmim-tiny   128×4/8    1500s×64,0.0015,0.05    0.5:32+32           projector*
+"""  # noqa: E501
+
 SHORT = {"semantic": "S", "instance": "I", "depth": "D", "rgb": "R", "rgb_normalized_pixels": "N"}
 MASKS = {"semantic": "SG", "instance": "IG", "random": "RD"}
 ROWS = {line.split()[0]: " ".join(line.split()) for line in TABLE.strip().splitlines()[1:]}
+BRANCH_ROWS = {line.split()[0]: " ".join(line.split()) for line in BRANCHES.strip().splitlines()[1:]}
 NAMES = list(RECIPES)  # before any example of the documentation adds its own
 ABLATION_ROWS = [row for rows in ABLATIONS.values() for row in rows]
 
@@ -114,6 +143,27 @@ def described(recipe: RecipeConfig, method: MaskedAutoencoding) -> str:
         (">" if isinstance(decoder, CascadedDecoder) else "|").join(SHORT[stage] for stage in stages),
         ",".join(f"{SHORT[name]}{head.out_features}{weights[name]}" for name, head in heads.items()),
         ">".join(hidden(method)),
+    ]
+    return " ".join(cells)
+
+
+def described_branches(recipe: RecipeConfig, method: BranchMethod) -> str:
+    """Return a row of the table of two-branch methods, read off what was built."""
+    config, training, encoder = method.config, recipe.training, method.model.encoder
+    main = config.image_size
+    views = [(f"{view.count}×" * (view.count > 1), view.size or main) for view in config.views.values()]
+    sides = "+".join(f"{count}{size[0]}" for count, size in [("", main), *views])
+    length = f"{training.epochs:g}" if training.epochs else f"{training.steps}s"
+    lr = training.lr or training.base_lr
+    decay = training.weight_decay if training.final_weight_decay is None else training.final_weight_decay
+    heads = dict(method.model.heads.named_children())
+    teacher = {} if method.teacher is None else dict(method.teacher.heads.named_children())
+    cells = [
+        recipe.name,
+        f"{encoder.dim}×{len(list(encoder.blocks.children()))}/{method.patch_size}",
+        f"{length}×{training.batch_size},{lr:g},{decay:g}",
+        f"{recipe.data.scale[0]:g}:{sides}",
+        ",".join(f"{name}{'*' * (name in teacher)}" for name in heads),
     ]
     return " ".join(cells)
 
@@ -159,7 +209,10 @@ def one_thread() -> Iterator[None]:
 
 
 def test_the_table_lists_every_recipe() -> None:
-    assert set(NAMES) == set(ROWS)
+    assert set(NAMES) == set(ROWS) | set(BRANCH_ROWS)
+    assert {name.removesuffix("-b") for name in BRANCH_ROWS if name.endswith("-b")} == {
+        name for name in METHODS if METHODS.get(name)().kind != "masked"
+    }
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -170,7 +223,16 @@ def test_recipes_build_the_architecture_of_their_source(name: str) -> None:
     assert described(recipe, method) == ROWS[name]
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", BRANCH_ROWS)
+def test_recipes_of_two_branches_build_what_their_source_has(name: str) -> None:
+    recipe = RECIPES.get(name)()
+    with torch.device("meta"):
+        method = build_method(recipe.method)
+    assert isinstance(method, BranchMethod)
+    assert described_branches(recipe, method) == BRANCH_ROWS[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_recipes_have_provenance_and_survive_yaml(name: str, tmp_path: Path) -> None:
     recipe = RECIPES.get(name)()
     assert (recipe.name, recipe.title) == (name, RECIPES.describe(name))
@@ -275,7 +337,7 @@ def test_reported_figures_are_the_papers_and_not_claimed_as_measured() -> None:
             assert recipe.unmeasured[0].endswith("no figure that is reported has been reproduced")
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", NAMES)
 def test_deviations_name_settings_that_exist_and_apply(name: str) -> None:
     recipe = RECIPES.get(name)()
     tree = recipe.model_dump(mode="json")
