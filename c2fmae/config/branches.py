@@ -36,6 +36,7 @@ def _ends(number: Number) -> tuple[float, float]:
 
 TeacherTemperature = Annotated[Number, AfterValidator(_check_temperature)]
 Momentum = Annotated[Number, AfterValidator(_check_momentum)]
+"""Momentum of the teacher."""
 
 
 class BranchConfig(MethodConfig):

@@ -42,7 +42,6 @@ class MoCoV1Config(ProjectorConfig):
     out: PositiveInt = 128
     temperature: Temperature = 0.07
     momentum: Momentum = 0.999
-    """Momentum of the teacher."""
     queue_length: PositiveInt = 65536
     """Outputs of the teacher for earlier images that are stored; a multiple of the batch size."""
 
@@ -58,4 +57,3 @@ class MoCoV3Config(ProjectorConfig):
     name: str = "moco-v3"
     temperature: Temperature = 0.2
     momentum: Momentum = Ramp(start=0.99, end=1.0)
-    """Momentum of the teacher."""

@@ -24,7 +24,6 @@ class DistillingConfig(BranchConfig):
     """Temperature of the student."""
     teacher_temperature: TeacherTemperature = Ramp(start=0.04, end=0.07, shape="linear", epochs=50)
     momentum: Momentum = Ramp(start=0.996, end=1.0)
-    """Momentum of the teacher."""
     centre_momentum: UnitInterval = 0.9
     held_epochs: Annotated[int, Field(ge=0)] = 3
     """First epochs in which the prototypes are not trained."""

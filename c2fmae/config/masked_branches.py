@@ -27,7 +27,6 @@ class UnitMaskingConfig(ProjectorConfig):
     mask_unit: PositiveInt = 2
     """Side of a unit of patches, which are hidden together."""
     momentum: Momentum = Ramp(start=0.996, end=1.0)
-    """Momentum of the teacher."""
 
 
 @METHOD_KINDS.register("cmae")
@@ -46,12 +45,10 @@ class CMAEConfig(UnitMaskingConfig):
     )
     """Decoder of the features that are compared."""
     mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.65
-    """Fraction of the units that are hidden."""
     temperature: Temperature = 0.07
     contrast_weight: float = Field(1.0, ge=0)
     """Weight of the contrast beside the prediction of pixels; the contrast is multiplied by twice its temperature."""
     momentum: Momentum = 0.996
-    """Momentum of the teacher."""
 
 
 @METHOD_KINDS.register("conmim")
@@ -100,4 +97,3 @@ class LUTConfig(BranchConfig):
     context_weight: float = Field(0.25, ge=0)
     """Weight of the prediction of the teacher's features beside that of pixels."""
     momentum: Momentum = Ramp(start=0.996, end=1.0)
-    """Momentum of the teacher."""
