@@ -18,8 +18,8 @@ from c2fmae.recipes.small import TINY_TITLE, make_tiny_run
 COLOUR = ColourOptions(jitter=(0.4, 0.4, 0.2, 0.1), grey_chance=0.2, blur_chance=0.5, blur_sigma=(0.1, 0.5))
 SECOND = {"second": ViewOptions(colour=COLOUR)}
 LOCAL = {"local": ViewOptions(size=(16, 16), scale=(0.15, 0.5), count=4, colour=COLOUR)}
-DECODER = DecoderConfig(name="joint", options=JointOptions(dim=64, num_heads=4, depth=2, has_norm=True))
-FEATURE_DECODER = DecoderConfig(name="joint", options=JointOptions(dim=64, num_heads=4, depth=1, has_norm=True))
+DECODER = JointOptions(dim=64, num_heads=4, depth=2, has_norm=True)
+FEATURE_DECODER = JointOptions(dim=64, num_heads=4, depth=1, has_norm=True)
 MOMENTUM = Ramp(start=0.98, end=1.0)
 
 
@@ -128,8 +128,8 @@ def make_cmae_tiny() -> PretrainConfig:
         branch_presets.cmae(),
         CMAEConfig,
         views={"target": ViewOptions(crop="shifted", shift=4, colour=COLOUR)},
-        decoder=DECODER,
-        feature_decoder=FEATURE_DECODER,
+        decoder=DecoderConfig(name="joint", options=DECODER),
+        feature_decoder=DecoderConfig(name="joint", options=FEATURE_DECODER),
         hidden=256,
         out=64,
         mask_unit=1,
@@ -140,7 +140,8 @@ def make_cmae_tiny() -> PretrainConfig:
 
 def make_lut_tiny() -> PretrainConfig:
     """Return the config of lut-tiny."""
-    method = replace(branch_presets.lut(), LUTConfig, views=SECOND, decoder=DECODER, hidden=256, momentum=MOMENTUM)
+    decoder = DecoderConfig(name="joint", options=DECODER)
+    method = replace(branch_presets.lut(), LUTConfig, views=SECOND, decoder=decoder, hidden=256, momentum=MOMENTUM)
     return make_tiny_run(method)
 
 
