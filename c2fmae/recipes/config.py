@@ -10,7 +10,7 @@ from pydantic import Field
 from c2fmae.config.data import DatasetConfig
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.config import RESUME_SAFE, format_override
-from c2fmae.core.errors import UserError
+from c2fmae.core.errors import UserError, unknown_name_error
 from c2fmae.core.experiment_config import RUN_COMMANDS, ConfigHeader
 from c2fmae.core.log import is_main_process
 from c2fmae.core.splits import TEST_NAMES, TRAIN_NAMES, find_splits
@@ -79,9 +79,12 @@ def load_recipe(source: str, overrides: Iterable[str] = ()) -> RecipeConfig:
 def load_recipe_or_method(source: str, overrides: Iterable[str] = ()) -> RecipeConfig:
     """Return the config that `load_recipe` returns or, for a method's name, one with default data and training."""
     from c2fmae.config.presets import METHODS
+    from c2fmae.recipes import RECIPES
 
-    if source not in METHODS:
+    if is_yaml_path(source) or Path(source).is_dir() or source in RECIPES:
         return load_recipe(source, overrides)
+    if source not in METHODS:
+        raise unknown_name_error("recipe or method", source, [*RECIPES, *METHODS])
     title, method = METHODS.describe(source), METHODS.get(source)()
     return RecipeConfig(name=source, title=title, source="defaults of the method", method=method).override(overrides)
 

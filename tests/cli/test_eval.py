@@ -56,7 +56,7 @@ def test_errors_about_misspelt_names_suggest_the_nearest(run: Path) -> None:
         (("knn", str(run), "--data", "generated", "--set", "kss=[1]"), "kss: no such setting. Did you mean 'ks'?"),
         (("knn", str(run), "--data", "genrated"), "Did you mean 'generated'?"),
         (("knn", str(run)), "train: is required. Use --data"),
-        (("cost", "c2fmae-tinyy"), "no recipe named 'c2fmae-tinyy'. Did you mean 'c2fmae-tiny'?"),
+        (("cost", "c2fmae-tinyy"), "no recipe or method named 'c2fmae-tinyy'. Did you mean 'c2fmae-tiny'?"),
         (("attention", str(run), "--test", "there"), "--test: is not an option of this evaluation"),
     ):
         with pytest.raises(UserError) as caught:

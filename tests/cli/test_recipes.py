@@ -166,4 +166,4 @@ def test_describe_takes_names_of_methods_too(tmp_path: Path) -> None:
 def test_describe_suggests_the_nearest_recipe() -> None:
     done = run("describe", "c2fmae-bb")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: no recipe named 'c2fmae-bb'. Did you mean 'c2fmae-b'?")
+    assert done.stderr.startswith("error: no recipe or method named 'c2fmae-bb'. Did you mean 'c2fmae-b'?")
