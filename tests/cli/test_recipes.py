@@ -30,7 +30,7 @@ def test_recipes_are_listed_by_family_with_a_line_each() -> None:
     assert families == sorted(
         two_branches | {"c2fmae", "mae", "multimae", "table5", *(f"table6{part}" for part in "abcdef")}
     )
-    column = lines[1].index("C2FMAE with")
+    column = lines[1].index(RECIPES.describe(NAMES[0]))
     entries = [line for line in lines if line.startswith(" ")]
     assert [line[:column].strip() for line in entries] == NAMES
     assert [line[column:] for line in entries] == [RECIPES.describe(name) for name in NAMES]
@@ -138,7 +138,7 @@ def test_plugins_lists_registries_in_aligned_columns() -> None:
     kinds = [line for line in done.stdout.splitlines() if not line.startswith(" ")]
     assert {"decoder", "target", "method", "recipe", "mask", "curriculum", "granularity", "dataset"} <= set(kinds)
     recipes = done.stdout.partition("\nrecipe\n")[2].splitlines()[: len(NAMES)]
-    column = recipes[0].index(RECIPES.describe("c2fmae-b"))
+    column = recipes[0].index(RECIPES.describe(NAMES[0]))
     assert [line[column:] for line in recipes] == [RECIPES.describe(name) for name in NAMES]
 
 
