@@ -81,3 +81,7 @@ class MaskingOptions(TypedDict, total=False):
     object_share: float
     max_objects: int | None
     weights: tuple[float, ...] | None
+    side: int
+    window: int
+    min_area: int
+    max_aspect: float

@@ -17,6 +17,7 @@ only torch, NumPy and jaxtyping are required.
 from c2fmae.masking.blend import blend_scores, quota_mask, sample_mask
 from c2fmae.masking.curricula import CURRICULA
 from c2fmae.masking.explanation import Quota, explain
+from c2fmae.masking.grid_policies import BlockPolicy, UniformPolicy, UnitPolicy
 from c2fmae.masking.guided import instance_mask, semantic_mask
 from c2fmae.masking.noise import RowGenerator
 from c2fmae.masking.objects import select_instances
@@ -29,12 +30,15 @@ from c2fmae.masking.selection import random_mask, select_decoded, top_k_mask
 __all__ = [
     "CURRICULA",
     "POLICIES",
+    "BlockPolicy",
     "ExplainablePolicy",
     "MaskNoise",
     "PatchMaps",
     "Policy",
     "Quota",
     "RowGenerator",
+    "UniformPolicy",
+    "UnitPolicy",
     "apportion",
     "blend_scores",
     "compute_quotas",

@@ -75,7 +75,7 @@ WRONG_SETTINGS = {
     "--set size=65": "error: view masks: patch: expected a divisor of size=65, got 16\n",
     "--set masking.name=semantc": (
         "error: view masks: masking.name: no mask named 'semantc'. Did you mean 'semantic'? "
-        "Known: instance, progressive, random, semantic\n"
+        "Known: blocks, instance, progressive, random, semantic, uniform, units\n"
     ),
     "--set masking.options.curriculum.options.order=3": (
         "error: view masks: masking.options.curriculum.options.order: expected a list, got 3\n"

@@ -69,7 +69,7 @@ def test_all_mistakes_in_options_are_reported_at_once() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("name=semantc", "name: no mask named 'semantc'. Did you mean 'semantic'? Known: instance, progressive, "),
+        ("name=semantc", "name: no mask named 'semantc'. Did you mean 'semantic'? Known: blocks, instance, progre"),
         ("options.curriculum=cosin", "options.curriculum.name: no curriculum named 'cosin'. Did you mean 'cosine'? "),
         (
             "options.curriculum.options.order=[random, random, semantic]",

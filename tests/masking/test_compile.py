@@ -26,7 +26,7 @@ from c2fmae.masking import (
     semantic_mask,
     top_k_mask,
 )
-from c2fmae.masking.policies import ProgressivePolicy
+from c2fmae.masking.policies import POLICIES, ProgressivePolicy
 
 pytestmark = pytest.mark.compile
 
@@ -74,6 +74,15 @@ CASES: dict[str, tuple[Callable[..., Tensor], tuple[object, ...]]] = {
         )
         for blend in ("topk", "sample", "quota")
         for progress in (0.25, 0.4)
+    },
+    **{
+        name: (
+            lambda *row, name=name: POLICIES.get(name)().hide(
+                PatchMaps(row[0], row[1], grid=(5, 7)), row[2], MaskNoise(*row[3:]), progress=0.5
+            ),
+            (IDS, IDS, BUDGET, *MASK_NOISE),
+        )
+        for name in POLICIES
     },
 }
 

@@ -33,6 +33,10 @@ from c2fmae.masking.scenes import repeat_per_granularity
 pytestmark = pytest.mark.numeric
 
 EACH_POLICY = pytest.mark.parametrize("name", list(POLICIES))
+EACH_EXPLAINABLE_POLICY = pytest.mark.parametrize(
+    "name", [name for name in POLICIES if isinstance(POLICIES.get(name)(), ExplainablePolicy)]
+)
+GRID = (5, 7)
 BLENDS: tuple[Blend, ...] = ("topk", "sample", "quota")
 
 
@@ -59,7 +63,7 @@ def draw_masks(
         num_visible=num_visible,
         progress=progress,
         generator=generator,
-        **options,  # type: ignore[arg-type]
+        **{"grid": GRID, **options},  # type: ignore[arg-type]
     )
 
 
@@ -108,6 +112,7 @@ def test_ranks_get_their_rows_of_the_global_batch(name: str, progress: float, ra
             num_visible=20,
             progress=progress,
             generator=torch.Generator().manual_seed(0),
+            grid=GRID,
             global_batch=(rank * local, 8),
         )
         for rank in range(ranks)
@@ -241,7 +246,7 @@ def test_skipping_masks_without_influence_does_not_change_the_result(alpha: floa
     assert torch.equal(policy.hide(PatchMaps(regions, instances), budget, noise, progress=0.1), expected)
 
 
-@EACH_POLICY
+@EACH_EXPLAINABLE_POLICY
 @pytest.mark.parametrize("progress", [0.0, 0.4, 0.6, 0.9])
 def test_mask_probabilities_are_the_fraction_of_draws_that_hide_a_patch(name: str, progress: float) -> None:
     policies = [ProgressivePolicy(blend=blend) for blend in BLENDS] if name == "progressive" else [POLICIES.get(name)()]
@@ -262,7 +267,7 @@ def test_mask_probabilities_are_the_fraction_of_draws_that_hide_a_patch(name: st
             assert float(hidden[group].sum()) == pytest.approx(float(probabilities[0, group].sum()), abs=slack)
 
 
-@EACH_POLICY
+@EACH_EXPLAINABLE_POLICY
 def test_explained_quotas_add_up_to_the_budget(name: str) -> None:
     masks = draw_masks(name)
     regions, instances = draw_patches()
