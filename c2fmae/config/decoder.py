@@ -2,11 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from c2fmae.core.choice import Choice
 from c2fmae.core.decoder_options import BlockOptions
-from c2fmae.core.errors import UserError
 from c2fmae.core.registry import Registry
 
 
@@ -26,18 +25,16 @@ class DecoderConfig(Choice):
 
         return DECODERS
 
-    @model_validator(mode="after")
-    def _check(self) -> "DecoderConfig":
-        if not hasattr(self.options, "dim"):
-            raise UserError(f"decoder {self.name!r} has no option 'dim', the width of its features. Add one")
-        return self
-
     def resolve_num_decoded(self, num_patches: int) -> int | None:
         """Return how many patches of each granularity a training step decodes, at least one; None means all."""
         num_decoded = max(1, round(self.share * num_patches))
         return num_decoded if num_decoded < num_patches else None
 
-    # Decoders of other packages need not have all options of the built-in ones.
+    # Decoders need not have all options.
+
+    def resolve_dim(self, encoder_dim: int) -> int:
+        """Return the width of the features: the option `dim`, or the encoder's width for a decoder without it."""
+        return getattr(self.options, "dim", encoder_dim)
 
     @property
     def order(self) -> tuple[str, ...] | None:

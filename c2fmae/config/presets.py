@@ -1,12 +1,14 @@
 """Methods by name: the published ones as configs."""
 
+from typing import Any
+
 from c2fmae.config import branch_presets as branch_presets  # registers them
 from c2fmae.config.decoder import DecoderConfig
 from c2fmae.config.masked_method import MaskedConfig
-from c2fmae.config.masking import MaskingConfig
+from c2fmae.config.masking import MaskingConfig, MaskingOptions
 from c2fmae.config.method import METHODS as METHODS
 from c2fmae.config.target import TargetConfig
-from c2fmae.core.decoder_options import JointOptions, ParallelOptions
+from c2fmae.core.decoder_options import DirectOptions, JointOptions, ParallelOptions
 from c2fmae.core.specs import EncoderConfig
 
 MAE_DECODER = JointOptions(dim=512, num_heads=16, depth=8, has_norm=True)
@@ -42,3 +44,35 @@ def multimae() -> MaskedConfig:
         targets={"rgb": (TargetConfig(name="pixels"), TargetConfig(name="normalized_pixels"))},
         masking=MaskingConfig(name="random"),
     )
+
+
+@METHODS.register("simmim")
+def simmim() -> MaskedConfig:
+    """SimMIM: the encoder reads mask tokens, and a linear layer predicts the pixels of squares (Xie et al., 2022)."""
+    return _with_mask_tokens(
+        "simmim", MaskingConfig(name="units"), TargetConfig(name="absolute"), num_visible=76, loss_average="cells"
+    )
+
+
+@METHODS.register("maskfeat")
+def maskfeat() -> MaskedConfig:
+    """MaskFeat: the encoder reads mask tokens, and predicts histograms of gradients in blocks (Wei et al., 2022)."""
+    return _with_mask_tokens("maskfeat", _blocks(min_area=15), TargetConfig(name="hog"), num_visible=118)
+
+
+def _with_mask_tokens(name: str, masking: MaskingConfig, target: TargetConfig, **settings: Any) -> MaskedConfig:
+    """Return a method without a decoder, whose encoder reads images with mask tokens for hidden patches."""
+    return MaskedConfig(
+        name=name,
+        granularities=("rgb",),
+        encoder=EncoderConfig(has_norm=True),
+        decoder=DecoderConfig(name="direct", options=DirectOptions()),
+        targets={"rgb": (target,)},
+        masking=masking,
+        initialisation="fused",
+        **settings,
+    )
+
+
+def _blocks(*, min_area: int) -> MaskingConfig:
+    return MaskingConfig(name="blocks", options=MaskingOptions(min_area=min_area))

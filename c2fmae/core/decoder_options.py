@@ -30,6 +30,10 @@ class BlockOptions(Config):
         return self
 
 
+class DirectOptions(Config):
+    """Options of `direct`, which has no blocks: features are the encoder's."""
+
+
 class JointOptions(BlockOptions):
     """Options of `joint`."""
 

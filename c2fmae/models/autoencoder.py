@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
@@ -25,7 +26,8 @@ class PredictionHead(nn.Linear):
 class MultiGranularAutoencoder(nn.Module):
     """One encoder for the visible patches of all granularities, a decoder, and a head for each prediction.
 
-    It takes maps and masks, and returns predictions. Masks are sampled, and losses defined, outside of the model.
+    It takes maps and masks, and returns predictions. Masks are sampled, and losses defined, outside of the model. If
+    the decoder has `needs_mask_tokens`, the encoder reads all patches, with a mask token in the place of hidden ones.
     """
 
     def __init__(
@@ -34,6 +36,8 @@ class MultiGranularAutoencoder(nn.Module):
         super().__init__()
         self.embeddings = embeddings
         self.encoder = encoder
+        has_mask_token = getattr(decoder, "needs_mask_tokens", False)
+        self.mask_token = nn.Parameter(torch.zeros(encoder.dim)) if has_mask_token else None
         self.decoder = decoder
         self.heads = nn.ModuleDict(heads)
 
@@ -53,7 +57,10 @@ class MultiGranularAutoencoder(nn.Module):
         if masks.granularities != tuple(self.embeddings):
             expected = ", ".join(self.embeddings)
             raise ValueError(f"masks: expected granularities {expected}, got {', '.join(masks.granularities)}")
-        latent, grid = encode_visible(self.embeddings, self.encoder, maps, masks)
+        if self.mask_token is None:
+            latent, grid = encode_visible(self.embeddings, self.encoder, maps, masks)
+        else:
+            latent, grid = encode_masked(self.embeddings, self.encoder, self.mask_token, maps, masks)
         features = self.decoder(latent, masks, grid)
         predictions = {name: head(features[head.stage]) for name, head in self.heads.items()}
         return predictions if compute_loss is None else compute_loss(predictions)
@@ -92,15 +99,38 @@ def encode_visible(
     return encoder(tokens), grid
 
 
+def encode_masked(
+    embeddings: Embeddings,
+    encoder: Encoder,
+    mask_token: Float[Tensor, " dim"],
+    maps: Mapping[str, Shaped[Tensor, "batch *map"]],
+    masks: Masks,
+) -> tuple[Float[Tensor, "batch latent dim"], tuple[int, int]]:
+    """Return the latents of all patches, with the mask token in the place of hidden ones, and the grid of patches."""
+    visible, grid = embed_patches(embeddings, maps, masks)
+    batch, granularities, num_patches = masks.is_masked.shape
+    tokens = mask_token.to(visible.dtype).expand(batch, granularities * num_patches, -1)
+    tokens = tokens.scatter(1, masks.visible_idx.unsqueeze(2).expand(-1, -1, visible.shape[2]), visible)
+    positions = encoder.positions(grid, tokens.device)
+    return encoder(tokens + positions.repeat(granularities, 1)), grid
+
+
 def embed_visible(
     embeddings: Embeddings, encoder: Encoder, maps: Mapping[str, Shaped[Tensor, "batch *map"]], masks: Masks
 ) -> tuple[Float[Tensor, "batch visible dim"], tuple[int, int]]:
     """Return the tokens of the visible patches with positions added, and the rows and columns of patches."""
+    tokens, grid = embed_patches(embeddings, maps, masks)
+    positions = encoder.positions(grid, tokens.device)
+    return tokens + positions[masks.visible_idx % len(positions)], grid
+
+
+def embed_patches(
+    embeddings: Embeddings, maps: Mapping[str, Shaped[Tensor, "batch *map"]], masks: Masks
+) -> tuple[Float[Tensor, "batch visible dim"], tuple[int, int]]:
+    """Return the tokens of the visible patches without positions, and the rows and columns of patches."""
     grid = embeddings.common_grid({name: maps[name] for name in masks.granularities})
     batch, num_patches = len(next(iter(maps.values()))), grid[0] * grid[1]
     if (len(masks.is_masked), masks.is_masked.shape[2]) != (batch, num_patches):
         got = f"{len(masks.is_masked)} × {masks.is_masked.shape[2]}"
         raise ValueError(f"masks: expected {batch} × {num_patches} patches (batch × patches), got {got}")
-    tokens = embeddings(maps, masks)
-    positions = encoder.positions(grid, tokens.device)
-    return tokens + positions[masks.visible_idx % len(positions)], grid
+    return embeddings(maps, masks), grid

@@ -28,8 +28,9 @@ _EPS = 1e-6
 class PredictionTarget(Protocol):
     """Values to predict for each patch.
 
-    Optional attributes: `kinds`, the kinds of maps that it is for (all by default), and `needs_true_map`, whether
-    `predictions_to_maps` needs the true map (False by default).
+    Optional attributes: `kinds`, the kinds of maps that it is for (all by default), `needs_true_map`, whether
+    `predictions_to_maps` needs the true map (False by default), and `has_maps`, False if maps do not follow from the
+    predictions, so that `predictions_to_maps` is never called.
     """
 
     @property
@@ -61,7 +62,7 @@ DEFAULT_TARGETS = {"image": "pixels", "ids": "labels", "continuous": "absolute"}
 class PixelTarget:
     """Standardised pixels; mean squared error."""
 
-    kinds: ClassVar = ("image", "continuous")
+    kinds: ClassVar[tuple[str, ...]] = ("image", "continuous")
     channels: int
     patch: int
 
@@ -77,11 +78,11 @@ class PixelTarget:
 
     def true_values(self, maps: MapTensor) -> Float[Tensor, "batch patch value"]:
         """Return the values that are to be predicted."""
-        return _to_at_least_float32(patchify(maps, self.patch))
+        return to_at_least_float32(patchify(maps, self.patch))
 
     def error(self, predictions: PatchPredictions, maps: MapTensor) -> Float[Tensor, "batch patch"]:
         """Return each patch's mean squared error."""
-        return F.mse_loss(_to_at_least_float32(predictions), self.true_values(maps), reduction="none").mean(dim=2)
+        return F.mse_loss(to_at_least_float32(predictions), self.true_values(maps), reduction="none").mean(dim=2)
 
     def predictions_to_maps(self, predictions: PatchPredictions, maps: MapTensor) -> MapTensor:
         """Return the predicted pixels as images."""
@@ -98,7 +99,7 @@ class NormalizedPixelTarget(PixelTarget):
 
     def true_values(self, maps: MapTensor) -> Float[Tensor, "batch patch value"]:
         """Return the patches, each normalised by its own mean and standard deviation."""
-        pixels = _to_at_least_float32(patchify(maps, self.patch))
+        pixels = to_at_least_float32(patchify(maps, self.patch))
         mean, std = _patch_mean_std(pixels)
         return (pixels - mean) / std
 
@@ -117,7 +118,7 @@ class AbsoluteErrorTarget(PixelTarget):
 
     def error(self, predictions: PatchPredictions, maps: MapTensor) -> Float[Tensor, "batch patch"]:
         """Return each patch's mean absolute error."""
-        return F.l1_loss(_to_at_least_float32(predictions), self.true_values(maps), reduction="none").mean(dim=2)
+        return F.l1_loss(to_at_least_float32(predictions), self.true_values(maps), reduction="none").mean(dim=2)
 
 
 @TARGETS.register("labels")
@@ -141,7 +142,7 @@ class ClassIdTarget:
     def error(self, predictions: PatchPredictions, maps: MapTensor) -> Float[Tensor, "batch patch"]:
         """Return each patch's cross-entropy, summed over its cells."""
         true_ids = patchify(maps, self.patch).long()
-        logits = _to_at_least_float32(predictions).reshape(-1, self.channels)
+        logits = to_at_least_float32(predictions).reshape(-1, self.channels)
         error = F.cross_entropy(logits, true_ids.flatten(), ignore_index=IGNORE, reduction="none")
         return error.view_as(true_ids).sum(dim=2)
 
@@ -157,6 +158,6 @@ def _patch_mean_std(pixels: Float[Tensor, "batch patch value"]) -> tuple[Tensor,
     return mean, (variance + _EPS).sqrt()
 
 
-def _to_at_least_float32(values: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def to_at_least_float32(values: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Return values in float32, or in float64 if they are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

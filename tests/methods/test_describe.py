@@ -1,9 +1,8 @@
 import pytest
 
-from c2fmae.methods import METHODS
 from c2fmae.methods.masked.describe import ArchitectureRow, describe_architecture, format_architecture
 from c2fmae.models import DECODERS
-from tests.methods.tiny_methods import MASKED_METHODS
+from tests.methods.tiny_methods import MASKED_METHODS, override_method
 
 SMALL = ["encoder.name=test_vit", "image_size=[64, 64]", "decoder.options.dim=32", "decoder.options.num_heads=4"]
 CASCADE = """\
@@ -24,7 +23,7 @@ total       forward, one image                                                  
 
 
 def describe_small(method: str, *overrides: str) -> list[ArchitectureRow]:
-    return describe_architecture(METHODS.get(method)().override([*SMALL, *overrides]))
+    return describe_architecture(override_method(method, *SMALL, *overrides))
 
 
 def decoder_descriptions(*overrides: str) -> dict[str, str]:
@@ -65,6 +64,12 @@ def test_a_stage_is_described_with_its_carried_stages(overrides: list[str], carr
 )
 def test_the_decoder_is_described_with_the_order_of_its_stages(overrides: list[str], wiring: str) -> None:
     assert decoder_descriptions(*overrides)["decoder"] == wiring
+
+
+def test_an_encoder_with_mask_tokens_reads_all_patches() -> None:
+    rows = {row.name: row for row in describe_small("simmim")}
+    assert (rows["encoder"].shape, rows["decoder"].description) == ("1 + 16 × 64", "direct: none")
+    assert rows["encoder"].description.endswith("norm, mask tokens for hidden patches")
 
 
 @pytest.mark.parametrize("method", MASKED_METHODS)

@@ -63,8 +63,15 @@ def make_tiny_config(
     settings = [*TINY_METHOD_OVERRIDES, f"image_size={list(size)}"]
     if granularities:
         settings.append(f"granularities=[{', '.join(granularities)}]")
-    config: MaskedConfig = METHODS.get(name)().override([*settings, *overrides])
-    return config
+    return override_method(name, *settings, *overrides)
+
+
+def override_method(name: str, *overrides: str) -> MaskedConfig:
+    """Return the config of a method with the default fraction of visible patches, and overrides that it has."""
+    config: MaskedConfig = METHODS.get(name)()
+    if config.decoder.name == "direct":  # which has no options
+        overrides = tuple(each for each in overrides if not each.startswith("decoder.options."))
+    return config.override(["num_visible=null", *overrides])
 
 
 def build_tiny_method(

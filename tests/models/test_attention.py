@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from c2fmae.models import DECODERS, Encoder
+from c2fmae.models import Encoder
 from c2fmae.models.attention import CrossAttention, CrossBlock, DeviceAwareAttention, create_self_block
 from tests.models.tiny_models import (
+    VISIBLE_DECODERS,
     draw_latent,
     draw_masks_at_random,
     draw_normal,
@@ -35,13 +36,13 @@ def set_fused(module: nn.Module, is_fused: bool) -> None:
 
 
 def all_parts() -> dict[str, DeviceAwareAttention]:
-    parts: dict[str, nn.Module] = {name: make_decoder(name) for name in DECODERS}
+    parts: dict[str, nn.Module] = {name: make_decoder(name) for name in VISIBLE_DECODERS}
     parts["encoder"] = Encoder(make_tiny_vit())
     assert all(isinstance(part, DeviceAwareAttention) for part in parts.values())
     return parts  # type: ignore[return-value]  # as asserted
 
 
-@pytest.mark.parametrize("name", ["encoder", *DECODERS])
+@pytest.mark.parametrize("name", ["encoder", *VISIBLE_DECODERS])
 def test_attention_is_explicit_on_a_cpu_also_after_moving_devices(name: str) -> None:
     part = all_parts()[name]
     assert choices(part)
@@ -53,7 +54,7 @@ def test_attention_is_explicit_on_a_cpu_also_after_moving_devices(name: str) -> 
     assert not any(choices(copy.deepcopy(part)))
 
 
-@pytest.mark.parametrize("name", ["encoder", *DECODERS])
+@pytest.mark.parametrize("name", ["encoder", *VISIBLE_DECODERS])
 def test_attention_is_fused_on_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     part = all_parts()[name]
     monkeypatch.setattr(part, "parameters", lambda: iter([SimpleNamespace(is_cuda=True)]))
@@ -83,7 +84,7 @@ def test_many_tokens_without_gradients_use_fused_attention() -> None:
     torch.testing.assert_close(fused, explicit, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", list(DECODERS))
+@pytest.mark.parametrize("name", VISIBLE_DECODERS)
 def test_fused_attention_does_not_change_a_decoder(name: str) -> None:
     decoder, masks = make_decoder(name), draw_masks_at_random()
     explicit = decoder(draw_latent(masks), masks, (2, 3))

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from c2fmae.core.masks import Masks
 from c2fmae.masking import select_decoded
-from c2fmae.models import DECODERS
 from tests.models.tiny_models import (
     ALL_GRANULARITIES,
+    VISIBLE_DECODERS,
     changed_predictions,
     draw_input_maps,
     draw_latent,
@@ -24,7 +24,7 @@ from tests.models.tiny_models import (
 pytestmark = pytest.mark.numeric
 
 GRID, N = (2, 3), 6
-EACH = pytest.mark.parametrize("name", list(DECODERS))
+EACH = pytest.mark.parametrize("name", VISIBLE_DECODERS)
 STAGED = ("cascaded", "reversed", "parallel", "self_attention")
 CONTEXTS = pytest.mark.parametrize("context", ["all", "visible"])
 

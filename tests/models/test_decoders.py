@@ -17,6 +17,7 @@ from c2fmae.models.decoders import CascadedDecoder, JointDecoder
 from c2fmae.models.decoders.state import DecoderEntry, DecoderState
 from tests.models.tiny_models import (
     ALL_GRANULARITIES,
+    VISIBLE_DECODERS,
     changed_predictions,
     draw_input_maps,
     draw_latent,
@@ -31,7 +32,7 @@ from tests.models.tiny_models import (
 pytestmark = pytest.mark.numeric
 
 GRID, N = (2, 3), 6
-EACH = pytest.mark.parametrize("name", list(DECODERS))
+EACH = pytest.mark.parametrize("name", VISIBLE_DECODERS)
 CASCADES = ("cascaded", "reversed")
 STAGED = ("cascaded", "reversed", "parallel", "self_attention")
 

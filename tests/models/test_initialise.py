@@ -101,7 +101,7 @@ def test_tokens_are_small_biases_zero_and_norms_one(decoder: str) -> None:
         elif name not in matrices:
             assert "norm" in name
             assert torch.equal(values, torch.ones_like(values)), name
-    assert set(groups) == set(TOKENS)
+    assert set(groups) == {name for name in TOKENS if name != "granularity" or decoder != "direct"}
     for kind, values_of_kind in groups.items():
         values = torch.cat(values_of_kind)
         assert float(values.std()) == pytest.approx(0.02, rel=0.3 if len(values) < 500 else 0.1), kind

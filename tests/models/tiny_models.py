@@ -139,6 +139,10 @@ def make_decoder(name: str, granularities: Sequence[str] = ALL_GRANULARITIES, **
     return randomise_parameters(create_decoder(name, granularities, **changes))
 
 
+VISIBLE_DECODERS = [name for name in DECODERS if not getattr(create_decoder(name), "needs_mask_tokens", False)]
+"""Decoders that read the latents of visible patches alone."""
+
+
 def draw_latent(masks: Masks, *, num_prefix: int = 1, seed: int = 0) -> Tensor:
     """Random latents of an encoder of width 64."""
     batch, num_visible = masks.visible_idx.shape

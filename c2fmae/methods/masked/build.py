@@ -42,7 +42,9 @@ def build_masked_autoencoding(config: MaskedConfig, *, seed: int) -> MaskedAutoe
         encoder,
         decoder,
         {
-            head.name: PredictionHead(head.stage, config.decoder.options.dim, objectives[head.name].target.size)
+            head.name: PredictionHead(
+                head.stage, config.decoder.resolve_dim(encoder.dim), objectives[head.name].target.size
+            )
             for head in heads
         },
     )

@@ -46,7 +46,7 @@ def compute_pretraining_cost(
     stages = getattr(model.decoder, "stages", None)  # decoders of other packages may have no stages
     stages = stages if isinstance(stages, nn.ModuleDict) else {}
     return ForwardCost(
-        {name: PartCost(flops[name], count_parameters(part)) for name, part in model.named_children()},
+        {name: PartCost(flops.get(name, 0), count_parameters(part)) for name, part in model.named_children()},
         {
             name: PartCost(flops.get(f"decoder.stages.{name}", 0), count_parameters(stage))
             for name, stage in stages.items()

@@ -39,6 +39,7 @@ def describe_architecture(config: MaskedConfig) -> list[ArchitectureRow]:
     num_decoded = config.decoder.resolve_num_decoded(num_patches) or num_patches
     num_tokens, num_visible = len(names) * num_patches, config.resolve_num_visible(num_patches)
     norm = ", norm" if config.encoder.has_norm else ""
+    has_mask_token = method.model.mask_token is not None
     return [
         ArchitectureRow("input", f"{rows}×{columns} patches of {method.patch_size}×{method.patch_size} pixels"),
         *(_input_row(method, name, num_patches) for name in names),
@@ -51,14 +52,15 @@ def describe_architecture(config: MaskedConfig) -> list[ArchitectureRow]:
         ),
         ArchitectureRow(
             "encoder",
-            f"{config.encoder.name}, {format_count(len(encoder.blocks), 'block')}{norm}",
-            f"{encoder.num_prefix_tokens} + {num_visible} × {encoder.dim}",
+            f"{config.encoder.name}, {format_count(len(encoder.blocks), 'block')}{norm}"
+            + ", mask tokens for hidden patches" * has_mask_token,
+            f"{encoder.num_prefix_tokens} + {num_tokens if has_mask_token else num_visible} × {encoder.dim}",
             cost.part_costs["encoder"],
         ),
         ArchitectureRow(
             "decoder",
             _describe_decoder(config),
-            f"{len(names) * num_decoded} × {config.decoder.options.dim}",
+            f"{len(names) * num_decoded} × {config.decoder.resolve_dim(encoder.dim)}",
             cost.part_costs["decoder"],
         ),
         *_stage_rows(config, cost, num_decoded),
@@ -95,6 +97,8 @@ def _describe_wiring(config: MaskedConfig) -> str:
         case "joint":
             norm = ", norm" if isinstance(options, JointOptions) and options.has_norm else ""
             return f"joint, {format_count(options.depth, 'block')}{norm}"
+        case "direct":
+            return "direct: none"
         case other:
             return other
 

@@ -122,7 +122,7 @@ class MaskedAutoencoding:
         hidden entirely: images alone are enough if nothing else is visible.
 
         A target relative to the true patch or map, such as `normalized_pixels`, takes mean and deviation from it; it
-        is left out of the result where the true map is missing.
+        is left out of the result where the true map is missing. So is one from which no map follows, such as `hog`.
         """
         masks = replace(masks, decoded_idx=None)
         given, scenes = set(scenes.maps), fill_missing_maps(self.config, self.patch_size, scenes, masks)
@@ -137,6 +137,8 @@ class MaskedAutoencoding:
                 module.training = is_training
         completed_maps = {}
         for name, objective, is_masked in pair_with_masks(self.objectives, masks):
+            if not getattr(objective.target, "has_maps", True):
+                continue
             if getattr(objective.target, "needs_true_map", False) and objective.granularity not in given:
                 continue
             original = scenes.maps[objective.granularity]

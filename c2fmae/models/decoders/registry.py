@@ -6,12 +6,20 @@ from dataclasses import dataclass, replace
 from timm.layers.norm import LayerNorm
 from torch import nn
 
-from c2fmae.core.decoder_options import BlockOptions, CascadedOptions, JointOptions, ParallelOptions, StagedOptions
+from c2fmae.core.decoder_options import (
+    BlockOptions,
+    CascadedOptions,
+    DirectOptions,
+    JointOptions,
+    ParallelOptions,
+    StagedOptions,
+)
 from c2fmae.core.registry import Registry
 from c2fmae.models.attention import CrossBlock, create_self_block
 from c2fmae.models.decoders.state import DecoderEntry
 from c2fmae.models.decoders.wirings import (
     CascadedDecoder,
+    DirectDecoder,
     JointDecoder,
     ParallelDecoder,
     SelfAttentionDecoder,
@@ -81,6 +89,15 @@ def create_joint(layout: DecoderLayout, options: JointOptions) -> JointDecoder:
     stages = {name: layout.granularity_index(granularity) for name, granularity in layout.stages.items()}
     blocks = [create_block(options) for _ in range(options.depth)]
     return JointDecoder(layout.create_entry(options.dim), blocks, norm, stages)
+
+
+@DECODERS.register(
+    "direct", "None: the encoder reads mask tokens, and heads read the encoder (SimMIM, BEiT).", options=DirectOptions
+)
+def create_direct(layout: DecoderLayout, options: DirectOptions) -> DirectDecoder:
+    """Create a decoder without weights."""
+    del options
+    return DirectDecoder({name: layout.granularity_index(granularity) for name, granularity in layout.stages.items()})
 
 
 def create_entries(layout: DecoderLayout, options: StagedOptions) -> list[DecoderEntry]:

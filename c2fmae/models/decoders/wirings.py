@@ -145,6 +145,31 @@ class JointDecoder(DeviceAwareAttention):
         return {name: features[:, granularity] for name, granularity in self.granularity_indices.items()}
 
 
+class DirectDecoder(nn.Module):
+    """No decoder: features are the latents of an encoder that reads mask tokens in the places of hidden patches."""
+
+    supports_share: ClassVar = True
+    needs_mask_tokens: ClassVar = True
+
+    def __init__(self, stages: Mapping[str, int]) -> None:
+        super().__init__()
+        self.granularity_indices = dict(stages)
+
+    def forward(self, latent: EncoderLatents, masks: Masks, grid: tuple[int, int]) -> StageFeatures:
+        """Return each stage's features."""
+        del grid
+        granularities, num_patches = masks.is_masked.shape[1:]
+        num_tokens = granularities * num_patches
+        if len(latent) != len(masks.is_masked) or latent.shape[1] < num_tokens:
+            raise ValueError(
+                f"latent: expected [{len(masks.is_masked)}, {num_tokens} or more, width] (batch, class tokens and all "
+                f"patches, width of the encoder), got {list(latent.shape)}"
+            )
+        prefix, tokens = latent.split([latent.shape[1] - num_tokens, num_tokens], dim=1)
+        state = DecoderState(prefix, tokens, masks.visible_idx, num_patches, masks.decoded_idx)
+        return {name: state.decoded_tokens_of(index) for name, index in self.granularity_indices.items()}
+
+
 def build_context(
     state: DecoderState, context: Context, carried: Sequence[tuple[int, Tensor]]
 ) -> Float[Tensor, "batch key dim"]:
