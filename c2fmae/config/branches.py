@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from c2fmae.config.method import MethodConfig
-from c2fmae.core.errors import UserError
+from c2fmae.core.errors import UserError, did_you_mean
 from c2fmae.core.ramps import Ramp
 from c2fmae.core.specs import EncoderConfig
 from c2fmae.core.view_options import ColourOptions, ViewOptions
@@ -69,8 +69,9 @@ class BranchConfig(MethodConfig):
                 raise UserError(f"views.{name}: {self.kind} reads this view, but it is missing. Add it")
         for name in self.views:
             if name not in self.required_views:
+                hint = did_you_mean(name, self.required_views) or "Remove it."
                 known = ", ".join(self.required_views) or "none besides main"
-                raise UserError(f"views.{name}: {self.kind} does not read this view. Its views: {known}")
+                raise UserError(f"views.{name}: {self.kind} does not read this view. {hint} Its views: {known}")
         for name, view in self.views.items():
             size = view.size or self.image_size
             if name not in self.local_views and (view.count > 1 or size != self.image_size):

@@ -187,7 +187,8 @@ def test_the_queue_holds_the_keys_of_the_last_steps() -> None:
 def test_views_that_a_method_does_not_read_are_rejected() -> None:
     for override, text in (
         ("views={}", r"views\.second: simclr reads this view, but it is missing"),
-        ("views.third={}", r"views\.third: simclr does not read this view. Its views: second"),
+        ("views.third={}", r"views\.third: simclr does not read this view\. Remove it\. Its views: second"),
+        ("views.secnd={}", r"views\.secnd: simclr does not read this view\. Did you mean 'second'\? Its views: second"),
         ("granularities=[semantic, rgb]", r"granularities: simclr compares images"),
     ):
         with pytest.raises(UserError, match=text):
@@ -211,7 +212,18 @@ def test_the_centre_moves_towards_the_mean_of_the_teachers_logits() -> None:
     ("name", "override", "text"),
     [
         ("cmae", "mask_unit=3", r"method\.mask_unit: expected a divisor of 4×4 patches, got 3"),
-        ("dino", "views.local.size=[20, 16]", r"views\.local\.size: 20 is not a multiple of the patch size 8"),
+        (
+            "cmae",
+            "mask_ratio=0.9",
+            r"method\.mask_ratio: expected some .+ got 4 hidden ones of 4 \(0\.9\)\. Set it lower",
+        ),
+        (
+            "conmim",
+            "mask_ratio=0",
+            r"method\.mask_ratio: expected some .+ got 0 hidden ones of 4 \(0\)\. Set it higher",
+        ),
+        ("lut", "mask_ratio=0.95", r"method\.mask_ratio: expected some .+ got 16 hidden ones of 16 \(0\.95\)\. Set it"),
+        ("dino", "views.local.size=[20, 16]", r"method\.views\.local\.size: 20 is not a multiple of the patch size 8"),
         ("simclr", "channels.rgb=4", r"colour: changes of colour need images of 3 channels, got 4"),
     ],
 )

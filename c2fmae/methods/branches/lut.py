@@ -14,6 +14,7 @@ from c2fmae.masking.units import count_masked_units
 from c2fmae.methods.branches.collapse import measure_spread
 from c2fmae.methods.branches.method import BranchMethod, ImageLosses
 from c2fmae.methods.branches.model import BranchModel
+from c2fmae.methods.branches.unit_masks import check_mask_ratio
 from c2fmae.methods.branches.views import ViewBatch
 from c2fmae.models.autoencoder import encode_visible
 from c2fmae.models.decoders import DecoderLayout
@@ -36,6 +37,8 @@ class LUT(BranchMethod):
     @classmethod
     def create_heads(cls, config: LUTConfig, dim: int, patch_size: int) -> dict[str, nn.Module]:
         """Return the decoder, the layer that predicts pixels, the projector and the predictor."""
+        rows, columns = (side // patch_size for side in config.image_size)
+        check_mask_ratio(config.mask_ratio, rows * columns)
         layout = DecoderLayout(encoder_dim=dim, granularities=("rgb",), stages={"rgb": "rgb"})
         hidden, norm = config.hidden, config.head_norm
         return {

@@ -79,7 +79,7 @@ class BranchMethod(ABC):
         for name, view in config.views.items():
             if view.size is not None:
                 origin = f"of {config.encoder.name}"
-                check_patch_multiples(view.size, parts.patch_size, origin, key=f"views.{name}.size")
+                check_patch_multiples(view.size, parts.patch_size, origin, key=f"method.views.{name}.size")
         model = BranchModel(
             parts.embeddings,
             parts.encoder,

@@ -19,6 +19,17 @@ def check_units(config: UnitMaskingConfig, patch_size: int) -> None:
             f"method.mask_unit: expected a divisor of {rows}×{columns} patches, got {config.mask_unit}. Change it, or "
             "method.image_size"
         )
+    check_mask_ratio(config.mask_ratio, rows * columns // config.mask_unit**2)
+
+
+def check_mask_ratio(mask_ratio: float, num_units: int) -> None:
+    """Raise a `UserError` if all units of an image are hidden, or none."""
+    num_masked = count_masked_units(num_units, mask_ratio)
+    if not 0 < num_masked < num_units:
+        raise UserError(
+            f"method.mask_ratio: expected some hidden and some visible units, got {num_masked} hidden ones of "
+            f"{num_units} ({mask_ratio:g}). Set it {'lower' if num_masked else 'higher'}"
+        )
 
 
 def hide_units(
