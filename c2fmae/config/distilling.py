@@ -2,11 +2,12 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from c2fmae.config.branches import BranchConfig, Momentum, TeacherTemperature, Temperature
 from c2fmae.config.method import METHOD_KINDS
 from c2fmae.core.config import PositiveInt, UnitInterval
+from c2fmae.core.errors import check_ascending
 from c2fmae.core.ramps import Ramp
 
 
@@ -55,6 +56,11 @@ class IBOTConfig(DistillingConfig):
     """Probability that patches of a view are hidden."""
     patch_weight: float = Field(1.0, ge=0)
     """Weight of the loss of hidden patches beside that of images."""
+
+    @model_validator(mode="after")
+    def _check_mask_ratio(self) -> "IBOTConfig":
+        check_ascending("mask_ratio", self.mask_ratio)
+        return self
 
 
 @METHOD_KINDS.register("attmask")

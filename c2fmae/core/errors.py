@@ -33,6 +33,12 @@ def unknown_name_error(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(" ".join(part for part in parts if part))
 
 
+def check_ascending(key: str, values: tuple[float, float]) -> None:
+    """Raise an error if the ends of a range are in the wrong order."""
+    if values[0] > values[1]:
+        raise UserError(f"{key}: expected two ascending numbers, got {values[0]:g} and {values[1]:g}. Swap them")
+
+
 def check_patch_multiples(size: Sequence[int], patch_size: int, origin: str, *, key: str = "image_size") -> None:
     """Raise an error if a side of an image is not a multiple of the patch size, which comes from `origin`.
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from c2fmae.core.config import Config, Fraction, PositiveFloat, PositiveInt, UnitInterval
-from c2fmae.core.errors import UserError
+from c2fmae.core.errors import UserError, check_ascending
 
 Strength = Annotated[float, Field(ge=0)]
 HueStrength = Annotated[float, Field(ge=0, le=0.5)]
@@ -29,7 +29,7 @@ class ColourOptions(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "ColourOptions":
-        _check_ascending("blur_sigma", self.blur_sigma)
+        check_ascending("blur_sigma", self.blur_sigma)
         return self
 
 
@@ -53,7 +53,7 @@ class ViewOptions(Config):
     @model_validator(mode="after")
     def _check(self) -> "ViewOptions":
         if self.scale is not None:
-            _check_ascending("scale", self.scale)
+            check_ascending("scale", self.scale)
             if self.crop != "own":
                 raise UserError(f"scale: needs crop 'own', got crop {self.crop!r}. Remove scale, or set crop to 'own'")
         if (self.shift > 0) != (self.crop == "shifted"):
@@ -64,8 +64,3 @@ class ViewOptions(Config):
         if self.crop == "shifted" and self.size is not None:
             raise UserError("size: shifted views have the size of the main view. Remove size")
         return self
-
-
-def _check_ascending(option: str, values: tuple[float, float]) -> None:
-    if values[0] > values[1]:
-        raise UserError(f"{option}: expected two ascending numbers, got {values[0]:g} and {values[1]:g}. Swap them")

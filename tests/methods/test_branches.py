@@ -222,6 +222,7 @@ def test_the_centre_moves_towards_the_mean_of_the_teachers_logits() -> None:
             "mask_ratio=0",
             r"method\.mask_ratio: expected some .+ got 0 hidden ones of 4 \(0\)\. Set it higher",
         ),
+        ("ibot", "mask_ratio=[0.5, 0.1]", r"mask_ratio: expected two ascending numbers, got 0\.5 and 0\.1\. Swap them"),
         ("lut", "mask_ratio=0.95", r"method\.mask_ratio: expected some .+ got 16 hidden ones of 16 \(0\.95\)\. Set it"),
         ("dino", "views.local.size=[20, 16]", r"method\.views\.local\.size: 20 is not a multiple of the patch size 8"),
         ("simclr", "channels.rgb=4", r"colour: changes of colour need images of 3 channels, got 4"),
