@@ -24,13 +24,14 @@ _RECONSTRUCTIONS_TEXT = """\
 Held-out scenes, or training scenes if the run has no held-out data: the true maps, the visible patches, and the
 prediction of the hidden patches."""
 _LOSSES_TEXT = """\
-Losses of patches are averaged over hidden ones only. Held out: the same losses on scenes that are never trained on,
-with as many patches hidden as at the end of training."""
-_COLLAPSE_TEXT = """\
-Whether the features of different images still differ. `feature_spread`: 1 if they are spread out, 0 if they are equal.
-`teacher_entropy`: 1 if all prototypes are as likely, 0 if one has all. `contrast_accuracy`: how often an image finds
-its own among all others."""
-_COLLAPSE_KEYS = ("feature_spread", "teacher_entropy", "contrast_accuracy")
+Held out: the same losses on scenes that are never trained on; numbers that change in training, such as that of hidden
+patches, are those of its end. A masked autoencoder's losses are averaged over hidden patches only."""
+_COLLAPSE_TEXT = "Whether the features of different images still differ."
+_COLLAPSE_MEASURES = {
+    "feature_spread": "1 if they are spread out, 0 if they are equal.",
+    "teacher_entropy": "1 if all prototypes are as likely, 0 if one has all.",
+    "contrast_accuracy": "how often an image, or a patch, finds its own among all others.",
+}
 _PROBES_TEXT = """\
 Accuracy on labelled images at several steps, from the encoder's frozen features of images alone: k-NN (20 neighbours)
 and a linear classifier. Step 0 is the encoder before training. `c2fmae eval` evaluates it on complete sets."""
@@ -132,9 +133,11 @@ def _loss_charts(metrics: MetricColumns) -> list[LineChart]:
 
 def _collapse_sections(metrics: MetricColumns) -> list[Section]:
     """Return a chart of the measures of collapse that a two-branch method logs."""
-    keys = {key: key for key in _COLLAPSE_KEYS if metrics.finite_points(key)}
-    chart = [chart_metrics(metrics, "Measures of collapse", keys)] if keys else []
-    return [Text(_COLLAPSE_TEXT, title="Collapse"), *chart] if keys else []
+    keys = {key: key for key in _COLLAPSE_MEASURES if metrics.finite_points(key)}
+    if not keys:
+        return []
+    text = " ".join([_COLLAPSE_TEXT, *(f"`{key}`: {_COLLAPSE_MEASURES[key]}" for key in keys)])
+    return [Text(text, title="Collapse"), chart_metrics(metrics, "Measures of collapse", keys)]
 
 
 def _probe_sections(metrics: MetricColumns, config: Mapping[str, Any]) -> list[Section]:

@@ -103,3 +103,12 @@ def test_a_run_without_steps_has_a_page() -> None:
     assert "mae A pre-training run: its outcome, reconstructions, losses and settings. Steps 0 Losses" in page.text
     assert "Total No values yet." in page.text
     assert page.all("img") == []
+
+
+def test_the_page_explains_the_measures_of_collapse_that_a_run_has() -> None:
+    rows = [{"step": 1, "loss": 3.0, "feature_spread": 0.5, "contrast_accuracy": 0.25}]
+    text = ParsedPage(render_page(build_pretrain_page(rows, CONFIG, {}, []))).text
+    assert "feature_spread : 1 if they are spread out, 0 if they are equal." in text
+    assert "contrast_accuracy : how often an image, or a patch, finds its own among all others." in text
+    assert "teacher_entropy" not in text
+    assert "Collapse" not in ParsedPage(render_page(build_pretrain_page(ROWS, CONFIG, {}, []))).text
