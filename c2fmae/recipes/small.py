@@ -1,6 +1,6 @@
 """Recipes for a laptop. They do not reproduce a paper, but check in minutes that all parts work together."""
 
-from typing import TypedDict, Unpack
+from typing import Unpack
 
 from c2fmae.config import presets
 from c2fmae.config.data import DataConfig, DatasetConfig, GeneratedOptions
@@ -21,21 +21,13 @@ VISIBLE_CONTEXT_NOTE = (
     "visible tokens and the stage before, instead of all tokens: with all tokens, features of small models hardly "
     "separate the classes of images (k-NN 15 against 33 in a first run)"
 )
-TINY_TRAINING = TrainingConfig(steps=1500, warmup_steps=75, batch_size=64, lr=1.5e-3, clip=1.0)
 TINY_TITLE = "{} for a laptop: images of 32 pixels, minutes on a CPU, on generated scenes or any of yours."
 _TINY_SOURCE = "none; its settings are those with which C2FMAE improved most in three minutes on two cores"
 _TINY_UNMEASURED = ("larger images, longer runs, other data than generated scenes and Pascal VOC",)
 
 
-class TinyTraining(TypedDict, total=False):
-    """Settings of training in which a tiny recipe may differ from the others."""
-
-    steps: int
-    lr: float
-
-
 def make_tiny_run(
-    method: MethodConfig, *, size: int = 32, vit: str = "vit_tiny_patch16_224", **training: Unpack[TinyTraining]
+    method: MethodConfig, *, size: int = 32, vit: str = "vit_tiny_patch16_224", steps: int = 1500
 ) -> PretrainConfig:
     """Return a method with a million weights, for images of 32 pixels in 16 patches, and a run of a few minutes."""
     encoder = replace(method.encoder, EncoderConfig, name=vit, patch_size=8, dim=128, depth=4, num_heads=4)
@@ -48,7 +40,7 @@ def make_tiny_run(
             workers=0,
             cache=True,
         ),
-        training=replace(TINY_TRAINING, TrainingConfig, **training),
+        training=TrainingConfig(steps=steps, warmup_steps=75, batch_size=64, lr=1.5e-3, clip=1.0),
         watching=PretrainWatchingConfig(held_out_every=100, figures_every=500),
     )
 
