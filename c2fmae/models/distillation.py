@@ -5,7 +5,7 @@ The first is that of DINO and iBOT, the second that of LUT.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from c2fmae.core.precision import without_autocast
@@ -56,13 +56,10 @@ def average_masked(
 
 
 def update_centre(
-    centre: Float[Tensor, " prototype"],
-    total: Float[Tensor, " prototype"],
-    count: Int[Tensor, ""] | int,
-    momentum: float,
+    centre: Float[Tensor, " prototype"], mean: Float[Tensor, " prototype"], momentum: float
 ) -> Float[Tensor, " prototype"]:
-    """Return the centre after a step, given the sum of the teacher's logits in the global batch and their number."""
-    return momentum * centre + (1 - momentum) * (total / count)
+    """Return the centre after a step, given the mean of the teacher's logits in the global batch."""
+    return momentum * centre + (1 - momentum) * mean
 
 
 def compute_entropy(probabilities: Float[Tensor, "*batch prototype"]) -> Float[Tensor, "*batch"]:

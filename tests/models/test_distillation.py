@@ -45,7 +45,7 @@ def test_three_steps_of_multi_crop_equal_lightly() -> None:
         student, teacher = draw(5, BATCH, PROTOTYPES, seed=step).requires_grad_(), draw(2, BATCH, PROTOTYPES, seed=9)
         loss = distil_views(student, sharpen(teacher, centre, TEACHER), STUDENT).mean()
         assert_same(loss, theirs(list(teacher), list(student)), student)
-        centre = update_centre(centre, teacher.sum(dim=(0, 1)), 2 * BATCH, MOMENTUM)
+        centre = update_centre(centre, teacher.mean(dim=(0, 1)), MOMENTUM)
         torch.testing.assert_close(centre, theirs.center.view(-1), rtol=0, atol=1e-12)
 
 
@@ -60,7 +60,7 @@ def test_masked_patches_equal_lightly_where_every_image_has_some() -> None:
         expected = theirs(teacher[is_masked], student[is_masked], is_masked.unsqueeze(1))
         assert_same(found, expected, student)
         hidden = teacher[is_masked]  # its centre is that of hidden patches
-        centre = update_centre(centre, hidden.sum(dim=0), len(hidden), MOMENTUM)
+        centre = update_centre(centre, hidden.mean(dim=0), MOMENTUM)
 
 
 def test_an_image_without_masked_patches_counts_as_zero() -> None:

@@ -119,7 +119,7 @@ def get_centre(model: BranchModel, name: str) -> Float[Tensor, " prototype"]:
 def move_centre(model: BranchModel, name: str, mean: Tensor, momentum: float, condition: Bool[Tensor, ""]) -> None:
     """Move a centre towards the mean of a step's logits, if the condition holds."""
     centre = get_centre(model, name)
-    centre.copy_(torch.where(condition, update_centre(centre, mean, 1, momentum), centre))
+    centre.copy_(torch.where(condition, update_centre(centre, mean, momentum), centre))
 
 
 def measure_collapse(
