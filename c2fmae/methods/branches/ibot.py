@@ -88,8 +88,8 @@ class IBOT(Dino):
         low, high = self.config.mask_ratio
         return {
             **super().summarise(),
-            "student": f"sees views main and second, with mask tokens at {low:g} to {high:g} of the patches in a "
-            f"fraction of {self.config.mask_chance:g}, and {self.config.views['local'].count} × local, whole",
+            "student": f"sees views main and second, in a fraction {self.config.mask_chance:g} of them with mask "
+            f"tokens at {low:g} to {high:g} of the patches, and {self.config.views['local'].count} × local, whole",
             "patch": f"hidden patches are distributed as the teacher distributes them in the same view, loss × "
             f"{self.config.patch_weight:g}",
         }
