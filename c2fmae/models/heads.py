@@ -84,7 +84,6 @@ class MLPHead(nn.Sequential):
         norm: HeadNorm = "batch",
         last_norm: Literal["none", "plain", "affine"] = "none",
         bias: bool = False,
-        norm_eps: float = 1e-5,
         group: int | None = None,
     ) -> None:
         if norm == "none" and last_norm != "none":
@@ -96,7 +95,7 @@ class MLPHead(nn.Sequential):
             layers.append(nn.Linear(dims[index], dims[index + 1], bias=bias))
             if not is_last or last_norm != "none":
                 is_affine = not is_last or last_norm == "affine"
-                layers += _create_norm(norm, dims[index + 1], norm_eps, group, is_affine=is_affine)
+                layers += _create_norm(norm, dims[index + 1], group, is_affine=is_affine)
             if not is_last:
                 layers.append(nn.ReLU())
         super().__init__(*layers)
@@ -128,9 +127,9 @@ class PrototypeHead(nn.Module):
         return self.prototypes(F.normalize(self.mlp(x), dim=-1))  # type: ignore[no-any-return]
 
 
-def _create_norm(kind: HeadNorm, dim: int, eps: float, group: int | None, *, is_affine: bool) -> list[nn.Module]:
+def _create_norm(kind: HeadNorm, dim: int, group: int | None, *, is_affine: bool) -> list[nn.Module]:
     if kind == "batch" and group is not None:
-        return [GroupStatisticsNorm(dim, group, eps=eps, is_affine=is_affine)]
+        return [GroupStatisticsNorm(dim, group, is_affine=is_affine)]
     if kind == "batch":
-        return [BatchStatisticsNorm(dim, eps=eps, is_affine=is_affine)]
-    return [nn.LayerNorm(dim, eps=eps, elementwise_affine=is_affine)] if kind == "layer" else []
+        return [BatchStatisticsNorm(dim, is_affine=is_affine)]
+    return [nn.LayerNorm(dim, elementwise_affine=is_affine)] if kind == "layer" else []
