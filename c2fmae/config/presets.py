@@ -57,7 +57,7 @@ def simmim() -> MaskedConfig:
 @METHODS.register("maskfeat")
 def maskfeat() -> MaskedConfig:
     """MaskFeat: the encoder reads mask tokens, and predicts histograms of gradients in blocks (Wei et al., 2022)."""
-    return _with_mask_tokens("maskfeat", _blocks(min_area=15), TargetConfig(name="hog"), num_visible=118)
+    return _with_mask_tokens("maskfeat", hide_blocks(15), TargetConfig(name="hog"), num_visible=118)
 
 
 def _with_mask_tokens(name: str, masking: MaskingConfig, target: TargetConfig, **settings: Any) -> MaskedConfig:
@@ -74,5 +74,6 @@ def _with_mask_tokens(name: str, masking: MaskingConfig, target: TargetConfig, *
     )
 
 
-def _blocks(*, min_area: int) -> MaskingConfig:
+def hide_blocks(min_area: int) -> MaskingConfig:
+    """Return masks of blocks with at least this many patches."""
     return MaskingConfig(name="blocks", options=MaskingOptions(min_area=min_area))

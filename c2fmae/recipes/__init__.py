@@ -14,6 +14,7 @@ from c2fmae.recipes import (  # noqa: F401 - each registers its recipes
     ablations,
     branches,
     budget,
+    mask_tokens,
     small,
     small_branches,
     standard,

@@ -28,7 +28,8 @@ def test_recipes_are_listed_by_family_with_a_line_each() -> None:
     families = [line for line in lines if not line.startswith(" ")]
     two_branches = {"attmask", "cmae", "conmim", "dino", "ibot", "lut", "moco", "mst", "simclr"}
     assert families == sorted(
-        two_branches | {"c2fmae", "mae", "multimae", "table5", *(f"table6{part}" for part in "abcdef")}
+        two_branches
+        | {"c2fmae", "mae", "maskfeat", "multimae", "simmim", "table5", *(f"table6{part}" for part in "abcdef")}
     )
     column = lines[1].index(RECIPES.describe(NAMES[0]))
     entries = [line for line in lines if line.startswith(" ")]
@@ -88,7 +89,7 @@ def test_a_shown_recipe_is_a_file_that_can_be_read_and_errors_are_one_message(tm
         "  method.decodr: no such setting. Did you mean 'decoder'?",
         "  metod: no such setting. Did you mean 'method'?",
         "error: --set: method.decoder.name: no decoder named 'paralel'. Did you mean 'parallel'? "
-        "Known: cascaded, joint, parallel, reversed, self_attention",
+        "Known: cascaded, direct, joint, parallel, reversed, self_attention",
         "error: mine.yaml: method.nmae: no such setting. Did you mean 'name'?",
         "error: none.yaml: cannot be read: No such file or directory. Check the path, or use another file",
     ]

@@ -21,6 +21,7 @@ from c2fmae.methods.dataset_defaults import fill_from_dataset
 from c2fmae.methods.masked.cost import compute_image_flops
 from c2fmae.models import MultiGranularAutoencoder, PredictionHead
 from c2fmae.models.decoders import CascadedDecoder, JointDecoder, ParallelDecoder, SelfAttentionDecoder, Stage
+from c2fmae.models.decoders.wirings import DirectDecoder
 from c2fmae.recipes import RECIPES
 from c2fmae.recipes.ablations import ABLATIONS, Ablation
 from c2fmae.recipes.config import RecipeConfig, data_overrides, init_overrides, load_recipe
@@ -78,6 +79,10 @@ c2fmae-tiny-budget  128×4/8          15/147   Cascaded/visible/64×2   S>I>R   
 c2fmae-tiny         128×4/8          16/48    Cascaded/visible/64×2   S>I>R    S532,I128,R192         SG>IG>RD
 mae-tiny            128×4/8+norm     4/16     Joint/64×2              R        R192                   RD
 multimae-tiny       128×4/8          16/48    Parallel/visible/64×2   S|I|R|N  S532,I128,R192,N192    RD
+simmim-b            768×12/16+norm   76/196   Direct/768×0            R        R768                   unit
+simmim-tiny         128×4/8+norm     4/16     Direct/128×0            R        R192                   unit
+maskfeat-b          768×12/16+norm   118/196  Direct/768×0            R        R108                   block
+maskfeat-tiny       128×4/8+norm     10/16    Direct/128×0            R        R108                   block
 c2fmae-debug        64×6/16          8/48     Cascaded/visible/64×3   S>I>R    S2128,I512,R768        SG>IG>RD
 """
 
@@ -126,6 +131,8 @@ def described(recipe: RecipeConfig, method: MaskedAutoencoding) -> str:
     stages: Iterable[str]
     if isinstance(decoder, JointDecoder):
         stages, depth = decoder.granularity_indices, len(decoder.blocks)
+    elif isinstance(decoder, DirectDecoder):
+        stages, depth = decoder.granularity_indices, 0
     else:
         assert isinstance(decoder, CascadedDecoder | ParallelDecoder | SelfAttentionDecoder)
         (depth,) = {1 + len(stage.rest) for stage in decoder.stages.values() if isinstance(stage, Stage)}
@@ -172,7 +179,8 @@ def hidden(method: MaskedAutoencoding) -> list[str]:
     """Return the masks that lead at the start, in the middle and at the end."""
     policy = method.policy
     if not isinstance(policy, ProgressivePolicy):
-        return [MASKS[type(policy).__name__.removesuffix("Policy").lower()]]
+        name = type(policy).__name__.removesuffix("Policy").lower()
+        return [MASKS.get(name, name)]
     leading = []
     for progress in (0.0, 0.5, 1.0):
         alpha, beta = policy.curriculum(progress)
