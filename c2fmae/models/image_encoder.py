@@ -1,9 +1,9 @@
-"""The encoder of the two-branch methods: of whole images, of images with mask tokens, or of visible patches alone."""
+"""The encoder of the two-branch methods: of whole images, or of images with mask tokens."""
 
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from timm.layers.attention import Attention
 from torch import Tensor, nn
 
@@ -43,15 +43,14 @@ class ImageEncoder(nn.Module):
         images: Float[Tensor, "batch channels height width"],
         *,
         is_masked: Bool[Tensor, "batch patch"] | None = None,
-        visible_idx: Int[Tensor, "batch visible"] | None = None,
         normed: bool = True,
     ) -> Float[Tensor, "batch latent dim"]:
         """Return the latents of the class and register tokens and of all patches, given standardised images.
 
-        With `is_masked`, the mask token takes the place of hidden patches, which have positions like the others. With
-        `visible_idx`, these patches alone are encoded, in this order. Without `normed`, the last norm is left out.
+        With `is_masked`, the mask token takes the place of hidden patches, which have positions like the others.
+        Without `normed`, the last norm is left out. `encode_visible` encodes visible patches alone.
         """
-        tokens = self._embed(images, is_masked, visible_idx)
+        tokens = self._embed(images, is_masked)
         if normed:
             return self.encoder(tokens)  # type: ignore[no-any-return]
         return self.encoder.get_intermediate_layers(tokens, [len(self.encoder.blocks)], normed=False)[0]
@@ -67,7 +66,7 @@ class ImageEncoder(nn.Module):
         last: Any = self.encoder.blocks[-1]
         if self.encoder.cls_token is None or type(last.attn) is not Attention:
             raise UserError("encoder: the attention of this ViT cannot be read. Use one such as vit_base_patch16_224")
-        tokens = self._embed(images, None, None)
+        tokens = self._embed(images, None)
         before, latents = self.encoder.get_intermediate_layers(tokens, [depth - 1, depth])
         weights = compute_attention_weights(last.attn, last.norm1(before), queries=slice(0, 1))
         return latents, weights[:, :, 0, self.encoder.num_prefix_tokens :]
@@ -84,20 +83,12 @@ class ImageEncoder(nn.Module):
         """Return the encoder's blocks."""
         return [*self.encoder.blocks]
 
-    def _embed(self, images: Tensor, is_masked: Tensor | None, visible_idx: Tensor | None) -> Tensor:
+    def _embed(self, images: Tensor, is_masked: Tensor | None) -> Tensor:
         """Return the tokens of patches, with positions."""
         grid = self.embeddings.common_grid({"rgb": images})
         batch, num_patches = len(images), grid[0] * grid[1]
-        positions = self.encoder.positions(grid, images.device)
-        first_idx = torch.arange(0, batch * num_patches, num_patches, device=images.device).unsqueeze(1)
-        if visible_idx is not None:
-            if is_masked is not None:
-                raise ValueError("is_masked, visible_idx: expected one of them at most, got both")
-            patch_idx = visible_idx
-            positions = positions[visible_idx]
-        else:
-            patch_idx = torch.arange(num_patches, device=images.device).expand(batch, -1)
-        tokens = self.embeddings["rgb"](images, (first_idx + patch_idx).flatten()).unflatten(0, (batch, -1))
+        patch_idx = torch.arange(batch * num_patches, device=images.device)
+        tokens = self.embeddings["rgb"](images, patch_idx).unflatten(0, (batch, num_patches))
         if is_masked is not None:
             if self.mask_token is None:
                 raise ValueError("is_masked: this encoder has no mask token. Build it with has_mask_token=True")
@@ -105,4 +96,4 @@ class ImageEncoder(nn.Module):
                 got = "×".join(map(str, is_masked.shape))
                 raise ValueError(f"is_masked: expected {batch}×{num_patches} (batch×patches), got {got}")
             tokens = torch.where(is_masked.unsqueeze(2), self.mask_token, tokens)
-        return tokens + positions  # type: ignore[no-any-return]
+        return tokens + self.encoder.positions(grid, images.device)  # type: ignore[no-any-return]

@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.masks import Masks
 from c2fmae.masking.noise import RowGenerator
 from c2fmae.methods import METHODS
 from c2fmae.methods.branches.lut import LUT
 from c2fmae.methods.branches.method import BranchMethod
 from c2fmae.methods.branches.views import ViewBatch
+from c2fmae.models.autoencoder import encode_visible
 from tests.methods.tiny_branches import BATCH, Run, make_method, perturb_teacher, split_batch, standardise_in_float64
 
 
@@ -83,8 +85,9 @@ def test_means_of_visible_patches_predict_the_teachers_means_of_the_other_view()
     assert part.targets.keys() == {"main", "second"}
     total = torch.zeros(BATCH, dtype=torch.float64)
     for own, other in (("main", "second"), ("second", "main")):
-        visible_idx = (~part.masks[own]).nonzero()[:, 1].view(BATCH, -1)
-        patches = model.compute_latents(part.images(own), visible_idx=visible_idx)[:, 1:]
+        num_visible = int((~part.masks[own][0]).sum())
+        masks = Masks.from_mask(part.masks[own].unsqueeze(1), ["rgb"], num_visible=num_visible)
+        patches = encode_visible(model.embeddings, model.encoder, {"rgb": part.images(own)}, masks)[0][:, 1:]
         student = model.heads["predictor"](model.heads["projector"](patches.mean(dim=1)))
         target = teacher.heads["projector"](teacher.encode(part.images(other))[:, 1:].mean(dim=1))
         total += (F.normalize(student, dim=1) - F.normalize(target, dim=1)).square().sum(dim=1) / 2

@@ -14,8 +14,6 @@ from c2fmae.masking.noise import RowGenerator
 from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
 from c2fmae.methods.branches.method import BranchMethod
 from c2fmae.methods.branches.views import ViewBatch
-from c2fmae.models import Embeddings, Encoder
-from c2fmae.models.image_encoder import ImageEncoder
 from tests.methods.official_positions import official_sincos_table
 from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, perturb_parameters
 
@@ -153,17 +151,6 @@ def test_the_defaults_equal_transformers_vit_base() -> None:
     )
     assert decoder.dim * decoder.mlp_ratio == theirs.decoder_intermediate_size
     assert ours.resolve_num_visible(196) == int(196 * (1 - theirs.mask_ratio))
-
-
-def test_visible_patches_are_encoded_as_in_transformers() -> None:
-    method, theirs, maps, noise, _ = build_both((64, 96))
-    expected = theirs.vit(maps["rgb"], noise=noise).last_hidden_state
-    embeddings, trunk = method.model.embeddings, method.model.encoder
-    assert isinstance(embeddings, Embeddings)
-    assert isinstance(trunk, Encoder)
-    encoder = ImageEncoder(embeddings, trunk)
-    found = encoder.compute_latents(maps["rgb"], visible_idx=noise.argsort(dim=1)[:, : expected.shape[1] - 1])
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 BRANCH_OVERRIDES = [

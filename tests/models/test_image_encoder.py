@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from c2fmae.core.errors import UserError
+from c2fmae.core.masks import Masks
 from c2fmae.models import Embeddings, Encoder, ImageEmbedding, MultiGranularAutoencoder
+from c2fmae.models.autoencoder import encode_visible
 from c2fmae.models.image_encoder import ImageEncoder
 from tests.models.tiny_models import create_timm_vit, draw_normal, make_tiny_vit, randomise_parameters
 
@@ -62,9 +64,12 @@ def test_latents_with_mask_tokens_equal_lightly() -> None:
     assert gradient is not None
     assert vit.patch_embed.proj.weight.grad is not None
     assert_close(gradient, vit.patch_embed.proj.weight.grad)
-    visible = torch.tensor([[0, 5], [8, 1], [4, 3]])
+    visible = torch.tensor([[0, 5], [1, 8], [3, 4]])
     keep = torch.cat([torch.arange(3).expand(3, -1), visible + 3], dim=1)
-    assert_close(ours.compute_latents(images, visible_idx=visible), theirs.encode(images, idx_keep=keep))
+    hidden = torch.ones_like(is_masked).scatter(1, visible, False)
+    masks = Masks.from_mask(hidden.unsqueeze(1), ["rgb"], num_visible=2)
+    latents, _ = encode_visible(ours.embeddings, ours.encoder, {"rgb": images}, masks)
+    assert_close(latents, theirs.encode(images, idx_keep=keep))
 
 
 def test_nothing_of_a_hidden_patch_reaches_the_latents() -> None:
@@ -77,10 +82,6 @@ def test_nothing_of_a_hidden_patch_reaches_the_latents() -> None:
         assert torch.equal(
             encoder.compute_latents(changed, is_masked=hidden), encoder.compute_latents(IMAGES, is_masked=hidden)
         )
-        visible = torch.tensor([[1, 5, 2]] * 3)
-        assert torch.equal(
-            encoder.compute_latents(changed, visible_idx=visible), encoder.compute_latents(IMAGES, visible_idx=visible)
-        )
         assert not torch.equal(encoder.compute_latents(changed), encoder.compute_latents(IMAGES))
         assert torch.equal(
             encoder.compute_latents(IMAGES, is_masked=torch.zeros_like(hidden)), encoder.compute_latents(IMAGES)
@@ -92,14 +93,6 @@ def test_all_parameters_get_a_gradient_whatever_is_hidden(is_masked: Tensor) -> 
     encoder = make_encoder(has_mask_token=True)
     encoder.compute_latents(IMAGES, is_masked=is_masked).sum().backward()
     assert [name for name, parameter in encoder.named_parameters() if parameter.grad is None] == []
-
-
-def test_all_patches_visible_equal_the_whole_image_in_another_order() -> None:
-    encoder, order = make_encoder(), torch.tensor([[3, 1, 0, 5, 4, 2], [5, 4, 3, 2, 1, 0], [0, 1, 2, 3, 4, 5]])
-    with torch.no_grad():
-        whole, found = encoder.compute_latents(IMAGES), encoder.compute_latents(IMAGES, visible_idx=order)
-    assert_close(found[:, 1:], whole[:, 1:].gather(1, order.unsqueeze(2).expand(-1, -1, 64)))
-    assert_close(found[:, 0], whole[:, 0])
 
 
 def test_images_of_other_sizes_have_resized_positions() -> None:
@@ -167,10 +160,6 @@ def test_parts_have_the_names_and_layers_of_the_autoencoder() -> None:
 
 
 def test_invalid_arguments_are_refused() -> None:
-    encoder = make_encoder(has_mask_token=True)
-    visible = torch.zeros(3, 1, dtype=torch.long)
-    with pytest.raises(ValueError, match=r"^is_masked, visible_idx: expected one of them at most, got both$"):
-        encoder.compute_latents(IMAGES, is_masked=IS_MASKED, visible_idx=visible)
     with pytest.raises(ValueError, match=r"^is_masked: this encoder has no mask token"):
         make_encoder().compute_latents(IMAGES, is_masked=IS_MASKED)
     with pytest.raises(ValueError, match=r"^embeddings: expected rgb alone, got semantic$"):
