@@ -36,11 +36,9 @@ _PROBES_TEXT = """\
 Accuracy on labelled images at several steps, from the encoder's frozen features of images alone: k-NN (20 neighbours)
 and a linear classifier. Step 0 is the encoder before training. `c2fmae eval` evaluates it on complete sets."""
 _NEXT_STEPS = """\
-`RUN` is the directory of this page. Classify images with the encoder's features, or if the method is a masked
-autoencoder, reconstruct the maps from the image alone:
+`RUN` is the directory of this page. {}:
 
-    c2fmae eval knn RUN
-    c2fmae view reconstruct RUN --visible rgb:all
+    {}
 
 Repeat this run from its config:
 
@@ -100,7 +98,7 @@ def build_pretrain_page(
         ),
         Details("Full config", config_yaml.strip()),
         Details("Environment", json.dumps(environment, indent=2, ensure_ascii=False)),
-        Text(_NEXT_STEPS, title="Next steps"),
+        Text(_describe_next_steps(config), title="Next steps"),
     ]
     summary = config.get("title") or "A pre-training run: its outcome, reconstructions, losses and settings."
     return Page(config.get("name") or main_settings["Method"] or "Pre-training", summary, sections)
@@ -113,6 +111,14 @@ def _outcome_values(metrics: MetricColumns) -> dict[str, str]:
         if losses := metrics.finite_points(key):
             values[name] = f"{losses[0][1]:.4g} → {losses[-1][1]:.4g}"
     return values
+
+
+def _describe_next_steps(config: Mapping[str, Any]) -> str:
+    purpose, command = "Classify images with the encoder's features", "c2fmae eval knn RUN"
+    if config.get("method", {}).get("kind", "masked") == "masked":
+        purpose += ", and reconstruct the maps from the image alone"
+        command += "\n    c2fmae view reconstruct RUN --visible rgb:all"
+    return _NEXT_STEPS.format(purpose, command)
 
 
 def _describe_skipped_steps(metrics: MetricColumns) -> str:

@@ -112,3 +112,9 @@ def test_the_page_explains_the_measures_of_collapse_that_a_run_has() -> None:
     assert "contrast_accuracy : how often an image, or a patch, finds its own among all others." in text
     assert "teacher_entropy" not in text
     assert "Collapse" not in ParsedPage(render_page(build_pretrain_page(ROWS, CONFIG, {}, []))).text
+
+
+def test_the_page_of_a_two_branch_run_suggests_no_reconstruction() -> None:
+    page = ParsedPage(render_page(build_pretrain_page([], "method: {kind: dino, name: dino}", {}, [])))
+    assert "Classify images with the encoder's features:" in page.text
+    assert "reconstruct the maps" not in page.text
