@@ -31,7 +31,7 @@ class SimCLRConfig(ProjectorConfig):
 
 
 @METHOD_KINDS.register("moco-v1")
-class MoCoV1Config(ProjectorConfig):
+class MoCoV1Config(BranchConfig):
     """MoCo: a view finds the teacher's output for the other view among those of earlier batches (He et al., 2020)."""
 
     implementation: ClassVar[str] = "c2fmae.methods.branches.moco_v1:MoCoV1.build"
@@ -40,6 +40,7 @@ class MoCoV1Config(ProjectorConfig):
     kind: Literal["moco-v1"] = "moco-v1"
     name: str = "moco-v1"
     out: PositiveInt = 128
+    """Width of the features that are compared."""
     temperature: Temperature = 0.07
     momentum: Momentum = 0.999
     queue_length: PositiveInt = 65536

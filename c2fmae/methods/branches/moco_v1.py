@@ -43,7 +43,7 @@ class MoCoV1(BranchMethod):
     def create_heads(cls, config: MoCoV1Config, dim: int, patch_size: int) -> dict[str, nn.Module]:
         """Return a linear projector and the queue."""
         del patch_size
-        projector = MLPHead(dim, config.hidden, config.out, depth=1, norm="none", bias=True)
+        projector = MLPHead(dim, config.out, config.out, depth=1, norm="none", bias=True)
         return {"projector": projector, "queue": Queue(config.queue_length, config.out)}
 
     @classmethod
