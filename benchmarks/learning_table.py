@@ -25,21 +25,22 @@ from c2fmae.pretrain import pretrain
 from c2fmae.recipes.config import load_recipe
 
 STEPS = {
-    "mae": 620,
-    "c2fmae": 320,
-    "simclr": 180,
-    "moco-v1": 200,
-    "moco-v3": 136,
-    "dino": 90,
-    "ibot": 80,
-    "attmask": 80,
-    "mst": 80,
-    "cmae": 190,
-    "lut": 190,
-    "conmim": 170,
+    "mae": 1790,
+    "c2fmae": 690,
+    "simmim": 1230,
+    "maskfeat": 1110,
+    "simclr": 340,
+    "moco-v1": 550,
+    "moco-v3": 360,
+    "dino": 180,
+    "ibot": 160,
+    "attmask": 180,
+    "mst": 190,
+    "cmae": 770,
+    "lut": 560,
+    "conmim": 640,
 }
-"""Steps of roughly equal time. One of simclr, moco-v1, moco-v3 and c2fmae takes 3.5, 3.1, 4.6 and 2 times the CPU time
-of one of mae; the others are estimates."""
+"""Steps that take 150 s of one thread, loading included, on one machine (AMD EPYC, AVX2)."""
 
 SETS = {
     split: {"name": "generated", "options": {"size": 32, "difficulty": "plain", "length": length, "seed": seed}}

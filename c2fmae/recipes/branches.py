@@ -123,6 +123,7 @@ BRANCH_RECIPES = {
             "method.encoder.name": "a ViT-B; most results of the paper are with a ViT-S",
             "training.final_lr": "0; iBOT, on which AttMask builds, ends at about 1e-6",
         },
+        unmeasured=(_UNVERIFIED,),
     ),
     "mst": BranchRecipe(
         method=branch_presets.mst,

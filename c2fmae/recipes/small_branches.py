@@ -5,7 +5,7 @@ from collections.abc import Callable
 from c2fmae.config import branch_presets
 from c2fmae.config.contrastive import MoCoV1Config, MoCoV3Config, SimCLRConfig
 from c2fmae.config.decoder import DecoderConfig
-from c2fmae.config.distilling import AttMaskConfig, DinoConfig, IBOTConfig, MSTConfig
+from c2fmae.config.distilling import DistillingConfig
 from c2fmae.config.masked_branches import CMAEConfig, ConMIMConfig, LUTConfig
 from c2fmae.config.pretrain import PretrainConfig
 from c2fmae.core.config import replace
@@ -20,9 +20,13 @@ SECOND = {"second": ViewOptions(colour=COLOUR)}
 LOCAL = {"local": ViewOptions(size=(16, 16), scale=(0.15, 0.5), count=4, colour=COLOUR)}
 DECODER = JointOptions(dim=64, num_heads=4, depth=2, has_norm=True)
 FEATURE_DECODER = JointOptions(dim=64, num_heads=4, depth=1, has_norm=True)
-STEPS, FEW_STEPS = 750, 400
+STEPS, FEW_STEPS = 450, 220
 """Less than three minutes on two cores: a step takes several times as long as one of mae-tiny."""
 MOMENTUM = Ramp(start=0.98, end=1.0)
+UNMEASURED = (
+    "larger images, longer runs, other data than generated scenes",
+    "features of several seeds; docs/methods.md has those of one, after 150 seconds of one core",
+)
 
 
 def make_simclr_tiny() -> PretrainConfig:
@@ -55,73 +59,36 @@ def make_moco_v3_tiny() -> PretrainConfig:
 
 def make_dino_tiny() -> PretrainConfig:
     """Return the config of dino-tiny."""
-    method = replace(
-        branch_presets.dino(),
-        DinoConfig,
-        views=SECOND | LOCAL,
-        colour=COLOUR,
-        hidden=256,
-        bottleneck=64,
-        prototypes=512,
-        teacher_temperature=0.04,
-        momentum=MOMENTUM,
-        held_epochs=0,
-    )
-    return make_tiny_run(method, steps=FEW_STEPS)
+    return _make_distilling_run(branch_presets.dino())
 
 
 def make_ibot_tiny() -> PretrainConfig:
     """Return the config of ibot-tiny."""
-    method = replace(
-        branch_presets.ibot(),
-        IBOTConfig,
-        views=SECOND | LOCAL,
-        colour=COLOUR,
-        hidden=256,
-        bottleneck=64,
-        prototypes=512,
-        teacher_temperature=0.04,
-        patch_teacher_temperature=0.04,
-        momentum=MOMENTUM,
-        held_epochs=0,
-    )
-    return make_tiny_run(method, steps=FEW_STEPS)
+    return _make_distilling_run(branch_presets.ibot(), patch_teacher_temperature=0.04)
 
 
 def make_attmask_tiny() -> PretrainConfig:
     """Return the config of attmask-tiny."""
-    method = replace(
-        branch_presets.attmask(),
-        AttMaskConfig,
-        views=SECOND | LOCAL,
-        colour=COLOUR,
-        hidden=256,
-        bottleneck=64,
-        prototypes=512,
-        teacher_temperature=0.04,
-        patch_teacher_temperature=0.04,
-        momentum=MOMENTUM,
-        held_epochs=0,
-    )
-    return make_tiny_run(method, steps=FEW_STEPS)
+    return _make_distilling_run(branch_presets.attmask(), patch_teacher_temperature=0.04, hint_fraction=0.5)
 
 
 def make_mst_tiny() -> PretrainConfig:
     """Return the config of mst-tiny."""
-    method = replace(
-        branch_presets.mst(),
-        MSTConfig,
-        views=SECOND | LOCAL,
-        colour=COLOUR,
-        hidden=256,
-        bottleneck=64,
-        prototypes=512,
-        teacher_temperature=0.04,
-        momentum=MOMENTUM,
-        held_epochs=0,
-        restorer_width=64,
-    )
-    return make_tiny_run(method, steps=FEW_STEPS)
+    return _make_distilling_run(branch_presets.mst(), restorer_width=64)
+
+
+def _make_distilling_run(method: DistillingConfig, **further: float) -> PretrainConfig:
+    settings = {
+        "views": SECOND | LOCAL,
+        "colour": COLOUR,
+        "hidden": 256,
+        "bottleneck": 64,
+        "prototypes": 512,
+        "teacher_temperature": 0.04,
+        "momentum": MOMENTUM,
+        "held_epochs": 0,
+    }
+    return make_tiny_run(method.model_copy(update=settings | further), steps=FEW_STEPS)
 
 
 def make_cmae_tiny() -> PretrainConfig:
@@ -161,23 +128,14 @@ def make_conmim_tiny() -> PretrainConfig:
     return make_tiny_run(method, steps=STEPS, vit=method.encoder.name)  # which has layer scales
 
 
-FIRST_RUNS = {
-    "simclr": "its features after more than 180 steps; after these, with one seed, k-NN 15.5 % (untrained 12.1) and "
-    "linear 22.9 % (20.8)",
-    "moco-v1": "its features after more than 200 steps; after these, with one seed, they are no better than untrained "
-    "ones: k-NN 11.5 % (12.1), linear 21.8 % (20.8)",
-}
-
-
 def _register(name: str, label: str, make: Callable[[], PretrainConfig]) -> None:
-    features = FIRST_RUNS.get(name, "its features: not compared with its untrained encoder yet")
     register_recipe(
         Recipe(
             name=f"{name}-tiny",
             title=TINY_TITLE.format(label),
             make=make,
             source="none; its settings are chosen for generated scenes of 32 pixels",
-            unmeasured=("larger images, longer runs, other data than generated scenes", features),
+            unmeasured=UNMEASURED,
         )
     )
 

@@ -101,16 +101,16 @@ mst-b         768×12/16  300×1024,0.00075,0.4    0.25:224+224+10×96  prototyp
 cmae-b        768×12/16  1600×4096,0.00015,0.05  0.2:224+224         decoder,pixels,feature_decoder,features,projector*,predictor
 lut-b         768×12/16  1600×4096,0.00015,0.05  0.2:224+224         decoder,pixels,projector*,predictor
 conmim-b      768×12/16  800×2048,0.0015,0.05    0.2:224+224         projector*
-simclr-tiny   128×4/8    750s×64,0.0015,0.05     0.5:32+32           projector
-moco-v1-tiny  128×4/8    750s×64,0.0015,0.05     0.5:32+32           projector*,queue
-moco-v3-tiny  128×4/8    750s×64,0.0015,0.05     0.5:32+32           projector*,predictor
-dino-tiny     128×4/8    400s×64,0.0015,0.05     0.5:32+32+4×16      prototypes*,image_centre
-ibot-tiny     128×4/8    400s×64,0.0015,0.05     0.5:32+32+4×16      prototypes*,image_centre,patch_centre
-attmask-tiny  128×4/8    400s×64,0.0015,0.05     0.5:32+32+4×16      prototypes*,image_centre,patch_centre
-mst-tiny      128×4/8    400s×64,0.0015,0.05     0.5:32+32+4×16      prototypes*,image_centre,restorer
-cmae-tiny     128×4/8    750s×64,0.0015,0.05     0.5:32+32           decoder,pixels,feature_decoder,features,projector*,predictor
-lut-tiny      128×4/8    750s×64,0.0015,0.05     0.5:32+32           decoder,pixels,projector*,predictor
-conmim-tiny   128×4/8    750s×64,0.0015,0.05     0.5:32+32           projector*
+simclr-tiny   128×4/8    450s×64,0.0015,0.05     0.5:32+32           projector
+moco-v1-tiny  128×4/8    450s×64,0.0015,0.05     0.5:32+32           projector*,queue
+moco-v3-tiny  128×4/8    450s×64,0.0015,0.05     0.5:32+32           projector*,predictor
+dino-tiny     128×4/8    220s×64,0.0015,0.05     0.5:32+32+4×16      prototypes*,image_centre
+ibot-tiny     128×4/8    220s×64,0.0015,0.05     0.5:32+32+4×16      prototypes*,image_centre,patch_centre
+attmask-tiny  128×4/8    220s×64,0.0015,0.05     0.5:32+32+4×16      prototypes*,image_centre,patch_centre
+mst-tiny      128×4/8    220s×64,0.0015,0.05     0.5:32+32+4×16      prototypes*,image_centre,restorer
+cmae-tiny     128×4/8    450s×64,0.0015,0.05     0.5:32+32           decoder,pixels,feature_decoder,features,projector*,predictor
+lut-tiny      128×4/8    450s×64,0.0015,0.05     0.5:32+32           decoder,pixels,projector*,predictor
+conmim-tiny   128×4/8    450s×64,0.0015,0.05     0.5:32+32           projector*
 """  # noqa: E501
 
 SHORT = {"semantic": "S", "instance": "I", "depth": "D", "rgb": "R", "rgb_normalized_pixels": "N"}
