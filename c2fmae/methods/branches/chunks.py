@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -47,5 +46,5 @@ def _slice_images(value: Any, images: slice) -> Any:
     if isinstance(value, Tensor):
         return value[images]
     if isinstance(value, Masks):
-        return replace(value, is_masked=value.is_masked[images], visible_idx=value.visible_idx[images])
+        return value.slice_images(images.start, images.stop)
     return value
