@@ -14,6 +14,8 @@ from c2fmae.masking.noise import RowGenerator
 from c2fmae.methods import METHODS, MaskedAutoencoding, build_method
 from c2fmae.methods.branches.method import BranchMethod
 from c2fmae.methods.branches.views import ViewBatch
+from c2fmae.models import MultiGranularAutoencoder
+from c2fmae.models.autoencoder import encode_visible
 from tests.methods.official_positions import official_sincos_table
 from tests.methods.tiny_methods import build_tiny_method, draw_noise_scenes, perturb_parameters
 
@@ -151,6 +153,18 @@ def test_the_defaults_equal_transformers_vit_base() -> None:
     )
     assert decoder.dim * decoder.mlp_ratio == theirs.decoder_intermediate_size
     assert ours.resolve_num_visible(196) == int(196 * (1 - theirs.mask_ratio))
+
+
+def test_visible_patches_are_encoded_as_in_transformers() -> None:
+    method, theirs, maps, noise, masks = build_both((64, 96))
+    assert isinstance(method.model, MultiGranularAutoencoder)
+    found, grid = encode_visible(method.model.embeddings, method.model.encoder, maps, masks)
+    assert grid == (4, 6)
+    order = noise.argsort(dim=1)[:, : masks.visible_idx.shape[1]].argsort(dim=1)  # theirs are in the order of the noise
+    expected = theirs.vit(maps["rgb"], noise=noise).last_hidden_state
+    torch.testing.assert_close(found[:, :1], expected[:, :1], atol=1e-5, rtol=1e-5)
+    patches = expected[:, 1:].gather(1, order.unsqueeze(2).expand(-1, -1, 64))
+    torch.testing.assert_close(found[:, 1:], patches, atol=1e-5, rtol=1e-5)
 
 
 BRANCH_OVERRIDES = [
