@@ -42,7 +42,7 @@ TRIVIAL = {
     "conmim": {"contrast": log(16)},
 }
 """The losses of equal outputs for all candidates or prototypes, or of the mean of all pixels."""
-QUICK = ("moco-v3", "dino")
+QUICK = ("moco-v3",)
 
 
 def draw_batches(method: BranchMethod, number: int) -> list[SceneBatch]:
