@@ -87,6 +87,33 @@ def test_values_of_a_patch_are_ordered_by_channel_bin_row_and_column() -> None:
     assert target.count_valid(images).tolist() == [[1] * 6] * 2
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_errors_are_at_least_float32_under_autocast(dtype: torch.dtype) -> None:
+    target, images = HogTarget(channels=3, patch=16), draw_normal(2, 3, 32, 48)
+    predictions = draw_normal(2, 6, target.size).to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    expected = target.error(predictions.to(wide), images)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = target.error(predictions, images)
+    assert found.dtype == wide
+    assert torch.equal(found, expected)
+
+
+def test_every_prediction_has_a_gradient_from_its_own_patch() -> None:
+    target, images = HogTarget(channels=3, patch=16), draw_normal(2, 3, 32, 48)
+    predictions = draw_normal(2, 6, target.size).requires_grad_()
+    target.error(predictions, images)[0, 2].backward()
+    assert predictions.grad is not None
+    assert (predictions.grad != 0).any(dim=2).nonzero().tolist() == [[0, 2]]
+    assert (predictions.grad[0, 2] != 0).all()
+
+
+def test_bins_and_windows_are_at_least_one() -> None:
+    for options in ({"bins": 0}, {"window": 0}):
+        with pytest.raises(UserError, match="bins, window: expected at least 1, got "):
+            HogTarget(channels=3, patch=16, **options)
+
+
 def test_cells_must_divide_patches() -> None:
     with pytest.raises(UserError, match="cell: expected a divisor of the patch size 14, got 8. Change it"):
         HogTarget(channels=3, patch=14)
