@@ -12,7 +12,6 @@ from c2fmae.recipes.registry import Recipe, register_recipe
 from c2fmae.recipes.small import TINY_TITLE, make_tiny_run
 from c2fmae.recipes.standard import NOT_REPRODUCED
 
-_POSITIONS_NOTE = "sines and cosines, added to the tokens; the official code has relative position biases"
 _UNMEASURED = ("whether more than its loss improves: it was not compared with its untrained encoder",)
 
 
@@ -61,7 +60,8 @@ register_recipe(
         source='SimMIM (Xie et al., 2022), "SimMIM: A Simple Framework for Masked Image Modeling", and its official '
         "code",
         deviations={
-            "method.encoder.keep_positions": _POSITIONS_NOTE,
+            "method.encoder.keep_positions": "sines and cosines, added to the tokens; the official code has relative "
+            "position biases",
             "training.schedule": "a cosine; the official code divides the learning rate by 10 after 700 epochs",
         },
         unmeasured=(NOT_REPRODUCED,),

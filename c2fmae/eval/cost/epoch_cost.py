@@ -3,6 +3,7 @@
 An epoch has the same number of images for every method, so the ratio of epochs equals the ratio of images or steps.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from c2fmae.eval.cost.speed_and_memory import (
 )
 from c2fmae.eval.evaluation import Precision
 from c2fmae.methods import METHODS, Method, build_method
+
+log = logging.getLogger(__name__)
 
 K = TypeVar("K")
 
@@ -115,6 +118,8 @@ def measure_epoch_costs(
                 key: _make_step(config, device, batch_size, rounds, precision)
                 for key, config in (("method", method), ("mae", mae))
             }
+            images = format_count(batch_size, "image")
+            log.info("timing %d steps of %s and of MAE, with %s each", rounds, method.name, images)
             seconds = time_in_turn(steps, rounds=rounds, clock=clock)
             costs[name] = EpochCost(
                 method=method,
